@@ -1,0 +1,43 @@
+"""The checks of numbers that every constructor shares."""
+
+import math
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Returns a duration in seconds, as a float.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is negative or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
+    return float(value)
+
+
+def check_count(name: str, value: int) -> int:
+    """Returns a count of at least 1.
+
+    Raises:
+        TypeError: ``value`` is not an ``int``.
+        ValueError: ``value`` is less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+    return value
+
+
+def check_positive_seconds(name: str, value: float) -> float:
+    """Returns a duration in seconds, as a float.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is not finite, or not more than 0.
+    """
+    if check_seconds(name, value) == 0:
+        raise ValueError(f"{name} must be more than 0 seconds")
+    return float(value)

@@ -1,0 +1,331 @@
+"""One run of a worker: reserve, run, record, give back."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sitq._execution import execute
+from sitq._renewal import HeldTask, Renewer
+from sitq._threads import Returned, ThreadPool
+from sitq.backends.base import Backend
+from sitq.models import Outcome, Reservation, ReservedTask
+from sitq.serialization import Serializer
+
+logger = logging.getLogger("sitq.worker")
+
+CANCEL_GRACE_SECONDS = 2.0
+"""How long a cancelled task may take to clean up before it is given back nevertheless."""
+
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 5.0
+RELEASE_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers of a worker, checked; times in seconds."""
+
+    max_concurrency: int
+    poll_interval: float
+    batch_size: int
+    lease: float
+    shutdown_timeout: float | None
+
+
+class Dispatcher:
+    """Runs due tasks until it is told to stop; made for each start of a worker anew.
+
+    Outcomes are recorded by a task of their own, while the next reservation is under way: a
+    backend that merges what is queued together then does both in one commit.
+    """
+
+    def __init__(self, backend: Backend, serializer: Serializer, settings: Settings) -> None:
+        self._backend = backend
+        self._serializer = serializer
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._owner = asyncio.current_task()
+        self._threads = ThreadPool(settings.max_concurrency, "sitq-worker")
+        self._held: set[HeldTask] = set()  # until the outcome is recorded
+        self._renewer = Renewer(backend, settings.lease, self._held.copy)
+        self._running = 0
+        self._unrecorded = 0  # outcomes that the backend has refused so far
+        self._outcomes: list[tuple[HeldTask, Outcome]] = []
+        self._recording: asyncio.Task[None] | None = None
+        self._given_back: list[ReservedTask] = []
+        self._wakeup = asyncio.Event()
+        self._look = True  # another look may find something
+        self._sleep_seconds = settings.poll_interval
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._lone: HeldTask | None = None  # a last attempt, which runs alone
+        self._last_waiting = False
+        self._quiet_until = 0.0  # taking nothing, so that a last attempt finds the worker empty
+        self._stopping = False
+        self._cancelling = False
+        self._give_up_at: float | None = None
+        self.finished = 0
+        """How many tasks were run to their end."""
+        self._renewer.start()
+
+    def stop(self) -> None:
+        """Takes no new task from now on."""
+        self._stopping = True
+        self._wakeup.set()
+
+    async def serve(self) -> None:
+        """Runs what becomes due until :meth:`stop` is called."""
+        with contextlib.ExitStack() as watch:
+            watching = False
+            while not self._stopping:
+                self._wakeup.clear()
+                self._record()
+                limit = self._free_slots()
+                if not limit or not self._look:
+                    await self._sleep()
+                    continue
+                self._look = False
+                try:
+                    reservation = await self._reserve(limit)
+                except Exception as error:
+                    self._back_off(error)
+                    continue
+                self._retry_seconds = FIRST_RETRY_SECONDS
+                if len(reservation.tasks) >= limit:
+                    self._look = True
+                    watch.close()
+                    watching = False
+                elif not watching:
+                    # What came between the look and the watch is found by another look.
+                    watch.enter_context(self._backend.watch(self._on_change))
+                    watching = self._look = True
+                due = reservation.next_due_in
+                self._sleep_seconds = min(self._settings.poll_interval, float("inf") if due is None else max(due, 0))
+
+    async def drain(self) -> None:
+        """Runs what is due until nothing is left.
+
+        Raises:
+            BackendError: A reservation failed.
+        """
+        while not self._stopping:
+            self._wakeup.clear()
+            self._record()
+            limit = self._free_slots()
+            if limit:
+                reservation = await self._reserve(limit)
+                if reservation.tasks:
+                    continue
+                if not self._held and not reservation.last_attempt_waiting:
+                    return
+            await self._wakeup.wait()
+
+    async def finish(self, timeout: float | None) -> None:
+        """Waits for the running tasks, then gives back what is left and ends the threads.
+
+        Args:
+            timeout: Seconds until what still runs is cancelled; ``None`` waits as long as it takes.
+        """
+        self._stopping = True
+        await self._wait(lambda: not self._running, timeout)
+        if self._running:
+            await self._cancel_running()
+        # Others may take what is not recorded once its lease is over: no use in trying longer.
+        self._give_up_at = time.monotonic() + (
+            self._settings.lease if timeout is None else max(timeout, FIRST_RETRY_SECONDS)
+        )
+        await self._wait(lambda: not self._outcomes and self._recording is None, None)
+        if self._given_back:
+            await self._release(self._given_back)
+        await self._renewer.stop()
+        self._threads.close()
+
+    def _free_slots(self) -> int:
+        """Returns how many tasks may be taken now."""
+        if self._lone is not None or (self._held and time.monotonic() < self._quiet_until):
+            return 0
+        settings = self._settings
+        free = settings.max_concurrency - self._running - self._unrecorded
+        return min(free, settings.batch_size)
+
+    async def _reserve(self, limit: int) -> Reservation:
+        before = time.monotonic()  # a lease cannot have begun earlier
+        lease = self._settings.lease
+        reservation = await self._backend.reserve(limit, lease=lease, alone=not self._held)
+        for task_id in reservation.buried:
+            logger.error("task %s was failed: its workers died on every attempt", task_id)
+        if reservation.tasks:
+            logger.debug("reserved %d tasks", len(reservation.tasks))
+            for task in reservation.tasks:
+                self._start(HeldTask(task, before))
+        self._last_waiting = reservation.last_attempt_waiting
+        if self._last_waiting and before >= self._quiet_until + lease:
+            # Become empty for it, but for no longer than a lease: one endless neighbour must not
+            # stop the service. Then serve for as long, and try again.
+            self._quiet_until = before + lease
+            self._loop.call_later(lease, self._on_change)
+        return reservation
+
+    def _start(self, held: HeldTask) -> None:
+        self._held.add(held)
+        self._running += 1
+        if held.task.is_last_attempt:
+            self._lone = held
+        asyncio.Task(self._run(held), loop=self._loop, eager_start=True)
+
+    async def _run(self, held: HeldTask) -> None:
+        task = held.task
+        held.aio = asyncio.current_task()
+        logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
+        outcome = await execute(
+            task,
+            self._serializer,
+            partial(self._run_in_thread, held),
+            self._backend.max_payload_bytes,
+        )
+        if held not in self._held:
+            return  # it was given back while it ignored its cancellation
+        self._running -= 1
+        self._wakeup.set()
+        if outcome.error is not None and self._was_cancelled():
+            self._give_back(held)
+            return
+        self.finished += 1
+        self._outcomes.append((held, outcome))
+        if outcome.error is None:
+            logger.info("task %s (%s) finished", task.task_id, task.name)
+        else:
+            logger.warning("task %s (%s) failed: %s", task.task_id, task.name, outcome.error)
+
+    async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
+        held.in_thread = True
+        returned = await self._threads.submit(function)
+        held.in_thread = False
+        return returned
+
+    def _was_cancelled(self) -> bool:
+        # Not Task.cancelling() of the task's own: it counts what the task does to itself, too.
+        return self._cancelling or bool(self._owner and self._owner.cancelling())
+
+    def _record(self) -> None:
+        """Hands the outcomes so far to the backend, unless it is still busy with earlier ones."""
+        if self._outcomes and self._recording is None:
+            batch, self._outcomes = self._outcomes, []
+            # Eager: it is in the backend's queue before the reservation that follows.
+            recording = asyncio.Task(self._write(batch), loop=self._loop, eager_start=True)
+            self._recording = None if recording.done() else recording
+
+    async def _write(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
+        """Records outcomes, and tries again until the backend takes them."""
+        successes = [outcome for _, outcome in batch if outcome.error is None]
+        failures = [outcome for _, outcome in batch if outcome.error is not None]
+        delay, waiting = FIRST_RETRY_SECONDS, 0
+        while True:
+            try:
+                lost: list[ReservedTask] = []
+                if successes:
+                    lost += await self._backend.mark_success(successes)
+                if failures:
+                    lost += await self._backend.mark_failure(failures)
+                break
+            except Exception as error:
+                self._unrecorded += len(batch) - waiting
+                waiting = len(batch)
+                if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                    logger.error(
+                        "%d outcomes could not be recorded before the end; their tasks will run again: %s",
+                        len(batch),
+                        error,
+                    )
+                    break
+                logger.warning("recording %d outcomes failed, trying again: %s", len(batch), error)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_RETRY_SECONDS)
+        self._unrecorded -= waiting
+        self._recorded(batch, lost)
+
+    def _recorded(self, batch: list[tuple[HeldTask, Outcome]], lost: list[ReservedTask]) -> None:
+        for task in lost:
+            logger.warning(
+                "task %s (%s) had lost its lease: what attempt %d returned changes nothing",
+                task.task_id,
+                task.name,
+                task.attempt,
+            )
+        for held, _ in batch:
+            self._drop(held)
+        if self._last_waiting and not self._held:
+            self._look = True
+        self._recording = None
+        self._wakeup.set()
+
+    def _drop(self, held: HeldTask) -> None:
+        self._held.discard(held)
+        if held is self._lone:
+            self._lone = None
+
+    def _give_back(self, held: HeldTask) -> None:
+        self._drop(held)
+        self._given_back.append(held.task)
+        logger.warning(
+            "task %s (%s) was not finished in time and is given back%s",
+            held.task.task_id,
+            held.task.name,
+            "; its thread goes on, and what it returns changes nothing" if held.in_thread else "",
+        )
+
+    async def _cancel_running(self) -> None:
+        self._cancelling = True
+        running = [held for held in self._held if held.aio and not held.aio.done()]
+        for held in running:
+            if held.aio:
+                held.aio.cancel()
+        await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
+        for held in running:
+            if held.aio and not held.aio.done():
+                self._running -= 1
+                self._give_back(held)
+
+    async def _release(self, tasks: Sequence[ReservedTask]) -> None:
+        for again in reversed(range(RELEASE_TRIES)):
+            try:
+                await self._backend.release(tasks)
+                return
+            except Exception as error:
+                logger.warning(
+                    "giving back %d tasks failed, %s: %s",
+                    len(tasks),
+                    "trying again" if again else "their leases will end",
+                    error,
+                )
+
+    def _on_change(self) -> None:
+        self._look = True
+        self._wakeup.set()
+
+    def _back_off(self, error: Exception) -> None:
+        logger.warning("reserving failed, trying again in %.2f seconds: %s", self._retry_seconds, error)
+        self._sleep_seconds = self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+
+    async def _sleep(self) -> None:
+        """Sleeps until something happens, or until the next look is due."""
+        timer = self._loop.call_later(self._sleep_seconds, self._on_change)
+        try:
+            await self._wakeup.wait()
+        finally:
+            timer.cancel()
+
+    async def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        """Records what finishes until ``condition`` holds, at most ``timeout`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    self._wakeup.clear()
+                    self._record()
+                    if not condition():
+                        await self._wakeup.wait()

@@ -1,0 +1,138 @@
+"""Running one task: its call, its context, its outcome."""
+
+import contextvars
+import functools
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from types import FunctionType
+from typing import Any
+
+from sitq._threads import Returned
+from sitq.models import Outcome, ReservedTask
+from sitq.serialization import Serializer, load_call
+
+ERROR_LIMIT_CHARACTERS = 10_000
+TRACEBACK_LIMIT_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentTask:
+    """What a running task may know of itself.
+
+    Attributes:
+        task_id: The task's id.
+        attempt: The number of this run, from 1.
+        enqueued_at: When the task was stored (aware, UTC).
+        context: What was passed to ``enqueue`` as ``context``.
+    """
+
+    task_id: str
+    attempt: int
+    enqueued_at: datetime
+    context: Mapping[str, Any]
+
+
+_current: ContextVar[CurrentTask] = ContextVar("sitq_current_task")
+
+
+def current_task() -> CurrentTask:
+    """Returns what the running task may know of itself.
+
+    Raises:
+        RuntimeError: No task is running here.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("current_task() was called outside of a running sitq task") from None
+
+
+def is_async(func: Callable[..., Any]) -> bool:
+    """Whether calling ``func`` only makes a coroutine, so that it may be called on the loop.
+
+    Sees through partials, and sees callable objects whose ``__call__`` is ``async def``.
+    """
+    while isinstance(func, functools.partial):
+        func = func.func
+    if inspect.iscoroutinefunction(func):
+        return True
+    if isinstance(func, (FunctionType, type)):
+        return False
+    return inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+
+
+async def execute(
+    task: ReservedTask,
+    serializer: Serializer,
+    run_in_thread: Callable[[Callable[[], Any]], Awaitable[Returned]],
+    max_bytes: int | None,
+) -> Outcome:
+    """Runs ``task`` and returns how it ended: on the loop what is async, in a thread the rest.
+
+    Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
+    included. The caller has to tell a cancellation from outside by itself.
+    """
+    try:
+        call = load_call(serializer, task.payload, task.format)
+        _current.set(CurrentTask(task.task_id, task.attempt, task.enqueued_at, call.context))
+        func: Any = call.func
+        if is_async(func):
+            value = await func(*call.args, **call.kwargs)
+        else:
+            run = functools.partial(contextvars.copy_context().run, func, *call.args, **call.kwargs)
+            value, error = await run_in_thread(run)
+            if error is not None:
+                raise error
+            if inspect.isawaitable(value):
+                value = await value
+    except BaseException as error:
+        return failure(task, error)
+    return _success(task, value, serializer, max_bytes)
+
+
+def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Outcome:
+    # The task has run: what is wrong with its result must not make it run again.
+    try:
+        result = serializer.dumps(value)
+    except BaseException as error:
+        return failure(task, error, "the task ran, but its result cannot be serialized: ")
+    if max_bytes is not None and len(result) > max_bytes:
+        return Outcome(
+            task,
+            error=f"ValueError: the task ran, but its result takes {len(result)} bytes, more than "
+            f"the {max_bytes} that the backend allows: store the data elsewhere and return a "
+            "reference, or raise the limit",
+        )
+    return Outcome(task, result)
+
+
+def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outcome:
+    """Returns the failure of ``task`` as text, for an exception may not survive a pickle."""
+    kind = type(error).__qualname__
+    try:
+        message = str(error)
+    except BaseException as reason:
+        message = f"<str() of the exception raised {type(reason).__name__}>"
+    try:
+        # From the task's own frame on: the reader is not interested in ours.
+        where = error.__traceback__.tb_next if error.__traceback__ else None
+        formatted = "".join(traceback.format_exception(type(error), error, where))
+    except BaseException:
+        formatted = None
+    return Outcome(
+        task,
+        error=_text(f"{kind}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
+        traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
+    )
+
+
+def _text(text: str, limit: int) -> str:
+    """Returns text that every store takes: no lone surrogates, and of limited size."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n[… {len(text) - limit} characters left out …]\n{text[-limit // 2 :]}"
+    return text

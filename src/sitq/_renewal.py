@@ -1,0 +1,133 @@
+"""Renewing leases from a thread that a blocked event loop cannot starve."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from sitq.backends.base import Backend
+from sitq.errors import BackendError
+from sitq.models import ReservedTask
+
+logger = logging.getLogger("sitq.worker")
+
+TICKS_PER_LEASE = 4
+"""A lease is renewed when a quarter of it is over, and three more ticks may fail before its end."""
+
+
+class HeldTask:
+    """A task that the worker holds, and how long it may be sure of that.
+
+    Attributes:
+        task: The task.
+        renewed: The monotonic time at which its current lease had not begun yet.
+        lost: Whether another may hold it by now.
+        aio: The asyncio task that runs it; ``None`` before it has begun.
+        in_thread: Whether a plain function of its own is under way.
+    """
+
+    __slots__ = ("aio", "in_thread", "lost", "renewed", "task")
+
+    def __init__(self, task: ReservedTask, renewed: float) -> None:
+        self.task = task
+        self.renewed = renewed
+        self.lost = False
+        self.in_thread = False
+        self.aio: asyncio.Task[None] | None = None
+
+
+class Renewer:
+    """Renews the leases of what a worker holds, and watches that worker's event loop.
+
+    Args:
+        backend: Where the leases are.
+        lease: Their length in seconds.
+        held: Gives the tasks that are held now; called in the thread.
+    """
+
+    def __init__(self, backend: Backend, lease: float, held: Callable[[], Collection[HeldTask]]) -> None:
+        self._backend = backend
+        self._lease = lease
+        self._held = held
+        self._watched = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._watched.create_future()
+        self._stopping = threading.Event()
+        self._asked = self._answered = 0
+        self._warned = -1
+        self._thread = threading.Thread(target=self._run, name="sitq-renewal", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread, after the renewal that may be under way."""
+        self._stopping.set()
+        await asyncio.shield(self._ended)
+        self._thread.join()
+
+    def _run(self) -> None:
+        runner = asyncio.Runner()  # makes its loop when there is something to renew
+        tick = self._lease / TICKS_PER_LEASE
+        try:
+            while not self._stopping.wait(tick):
+                self._ask_loop()
+                # Read before the hop: the lease cannot have begun earlier.
+                now = time.monotonic()
+                due = [held for held in self._held() if now - held.renewed >= tick]
+                if due:
+                    runner.run(self._renew(due, now))
+        finally:
+            runner.close()
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                self._watched.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _renew(self, due: Sequence[HeldTask], now: float) -> None:
+        try:
+            lost = await self._backend.renew([held.task for held in due], lease=self._lease)
+        except Exception as error:
+            level = logging.WARNING if isinstance(error, BackendError) else logging.ERROR
+            logger.log(level, "renewing the leases of %d tasks failed: %s", len(due), error)
+            return
+        for held in due:
+            if held.task not in lost:
+                held.renewed = now
+            elif not held.lost:
+                held.lost = True
+                logger.warning(
+                    "task %s (%s) lost its lease in attempt %d and may be run elsewhere; "
+                    "what this run returns will change nothing",
+                    held.task.task_id,
+                    held.task.name,
+                    held.task.attempt,
+                )
+
+    def _ask_loop(self) -> None:
+        """Warns, once, when the loop did not turn since the last tick."""
+        if self._asked == self._answered:
+            self._asked += 1
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._watched.call_soon_threadsafe(self._answer)
+        elif self._warned != self._asked:
+            self._warned = self._asked
+            running = asyncio.current_task(self._watched)
+            blocking = [
+                f"task {held.task.task_id} ({held.task.name})"
+                for held in self._held()
+                if held.aio is not None and held.aio is running
+            ]
+            logger.warning(
+                "%s has blocked the event loop for %.1f seconds or longer: no other task of this "
+                "worker moves; use a plain function, which gets a thread, or await",
+                blocking[0] if blocking else "something outside of the worker's tasks",
+                self._lease / TICKS_PER_LEASE,
+            )
+
+    def _answer(self) -> None:
+        self._answered = self._asked

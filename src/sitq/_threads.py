@@ -1,0 +1,112 @@
+"""A pool of threads for plain functions that wakes as few threads as it can."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+type Returned = tuple[Any, BaseException | None]
+"""What a function returned, or what it raised."""
+
+
+class ThreadPool:
+    """Runs functions in daemon threads and delivers what they return to one event loop.
+
+    ``ThreadPoolExecutor`` wakes a thread for each function and the loop for each result, which
+    costs half of the throughput of small functions. Here a thread that takes a function calls the
+    next thread only when more are waiting, and results that come close together wake the loop
+    once. The threads are daemons: a function that never returns must not hold up the exit.
+
+    Args:
+        size: The largest number of threads; they are started as they are needed.
+        name: The prefix of their names.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[asyncio.Future[Returned], Callable[[], Any]]] = deque()
+        self._returned: deque[tuple[asyncio.Future[Returned], Returned]] = deque()
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._threads = 0
+        self._idle = 0
+        self._called = False  # a thread is on its way to the waiting functions
+        self._delivering = False  # the loop is on its way to what returned
+        self._closed = False
+
+    def submit(self, function: Callable[[], Any]) -> asyncio.Future[Returned]:
+        """Runs ``function`` in a thread; the future never raises what it raised."""
+        future: asyncio.Future[Returned] = self._loop.create_future()
+        self._waiting.append((future, function))
+        self._call_thread()
+        return future
+
+    def close(self) -> None:
+        """Ends the threads: the idle ones now, the others when their function returns."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._idle):
+                self._calls.put(None)
+            self._idle = 0
+
+    def _call_thread(self) -> None:
+        with self._lock:
+            if self._called:
+                return
+            if self._idle:
+                self._idle -= 1
+                self._called = True
+                self._calls.put(None)
+            elif self._threads < self._size:
+                self._threads += 1
+                self._called = True
+                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._called = False
+            while self._waiting and not self._closed:
+                try:
+                    future, function = self._waiting.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                if self._waiting:
+                    self._call_thread()
+                self._run(future, function)
+                del future, function
+            with self._lock:
+                if self._closed:
+                    return
+                if self._waiting:
+                    continue
+                self._idle += 1
+            self._calls.get()
+
+    def _run(self, future: asyncio.Future[Returned], function: Callable[[], Any]) -> None:
+        if future.cancelled():
+            return
+        try:
+            returned: Returned = function(), None
+        except BaseException as error:
+            returned = None, error
+        self._returned.append((future, returned))
+        with self._lock:
+            if self._delivering:
+                return
+            self._delivering = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            self._delivering = False
+        while self._returned:
+            future, returned = self._returned.popleft()
+            if not future.done():
+                future.set_result(returned)

@@ -1,0 +1,1 @@
+"""Where tasks are stored. Import the classes from ``sitq``."""

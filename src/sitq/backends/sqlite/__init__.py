@@ -1,0 +1,271 @@
+"""The backend that keeps everything in one SQLite file."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import get_args
+
+from sitq._checks import check_count, check_seconds
+from sitq.backends.sqlite import statements
+from sitq.backends.sqlite.connection import Connection, Durability, Job
+from sitq.backends.sqlite.wake import Watchers, touch
+from sitq.errors import BackendError
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status
+
+DEFAULT_PATH = "sitq.db"
+DEFAULT_RETENTION = timedelta(days=7)
+BUSY_TIMEOUT_SECONDS = 5.0
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+PRUNE_PAUSE_SECONDS = 5.0
+
+
+def _micros(seconds: float) -> int:
+    return int(seconds * 1_000_000)
+
+
+class SQLiteBackend:
+    """Keeps tasks in one SQLite file, shared by any number of processes on one host.
+
+    The file is created for its owner only, in WAL mode, and must be on a local file system.
+    ``":memory:"`` keeps everything inside this one object, for tests.
+
+    Args:
+        path: The file. Its folder must exist.
+        durability: What a commit has to survive beyond the death of every process.
+            ``"enqueue"``: an acknowledged ``enqueue`` survives a power cut; a reservation or an
+            outcome may be lost in one, which means one more run. ``"full"``: every commit survives
+            a power cut. ``"normal"``: a power cut may drop the newest commits, enqueued tasks
+            included. None of them can damage the file.
+        retention: How long a finished task is kept, as a ``timedelta`` or in seconds; ``None``
+            keeps it for ever. Workers prune in small batches.
+        busy_timeout: Seconds to wait for the write lock before a call gives up with
+            :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
+        max_payload_bytes: The largest payload or result, in bytes.
+        clock: Gives the time in seconds since 1970 UTC; for tests.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A number is negative or not finite, or ``durability`` is none of the three.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = DEFAULT_PATH,
+        *,
+        durability: Durability = "enqueue",
+        retention: timedelta | float | None = DEFAULT_RETENTION,
+        busy_timeout: float = BUSY_TIMEOUT_SECONDS,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if durability not in get_args(Durability.__value__):
+            raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
+        if isinstance(retention, timedelta):
+            retention = retention.total_seconds()
+        path = os.fspath(path)
+        # An absolute path: the host may change its working directory. SQLite follows links, and
+        # keeps the -wal file beside what they point to.
+        self._path = path if path == ":memory:" else os.path.realpath(path)
+        self._durability: Durability = durability
+        self._retention = None if retention is None else check_seconds("retention", retention)
+        self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
+        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes)
+        self._clock = clock
+        self._wal_path = None if path == ":memory:" else f"{self._path}-wal"
+        self._watchers = Watchers(self._wal_path)
+        self._lock = threading.Lock()
+        self._users = 0
+        # Not an asyncio future: a second user may wait for it in an event loop of its own.
+        self._opening: concurrent.futures.Future[Connection] | None = None
+        self._prune_after = 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path!r})"
+
+    @property
+    def max_payload_bytes(self) -> int | None:
+        """The largest payload or result, in bytes."""
+        return self._max_payload_bytes
+
+    async def connect(self) -> None:
+        """Opens the file, or counts one more user of it where it is open.
+
+        Raises:
+            BackendUnavailableError: The file cannot be opened, or is locked.
+            BackendReadOnlyError: The file is missing or old, and cannot be written.
+            BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
+            BackendVersionError: The file was written by a newer sitq.
+        """
+        task = None
+        with self._lock:
+            self._users += 1
+            opening = self._opening
+            if opening is None:
+                opening = self._opening = concurrent.futures.Future()
+                task = asyncio.ensure_future(self._open(opening))
+        try:
+            await (asyncio.shield(task) if task else asyncio.shield(asyncio.wrap_future(opening)))
+            opening.result()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self, opening: concurrent.futures.Future[Connection]) -> None:
+        # A task of its own, for others may wait for the file when the first caller is cancelled.
+        connection = Connection(self._path, self._durability, self._busy_timeout)
+        try:
+            await connection.open()
+        except BaseException as error:
+            with self._lock:
+                if self._opening is opening:
+                    self._opening = None
+            opening.set_exception(error if isinstance(error, Exception) else BackendError("opening was interrupted"))
+        else:
+            opening.set_result(connection)
+
+    async def close(self) -> None:
+        """Counts one user less, and closes the file after the last one. Safe to call too often."""
+        with self._lock:
+            if self._users == 0:
+                return
+            self._users -= 1
+            if self._users:
+                return
+            opening, self._opening = self._opening, None
+        if opening is not None:
+            await asyncio.shield(asyncio.ensure_future(self._close(opening)))
+
+    async def _close(self, opening: concurrent.futures.Future[Connection]) -> None:
+        try:
+            connection = await asyncio.wrap_future(opening)
+        except BackendError:
+            return  # it never was open
+        await connection.close()
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> None:
+        """Stores all of ``tasks`` or none, in one transaction.
+
+        Raises:
+            ValueError: A payload is larger than ``max_payload_bytes``.
+            BackendError: The file did not take them.
+        """
+        for task in tasks:
+            if len(task.payload) > self._max_payload_bytes:
+                raise ValueError(
+                    f"the call of {task.name} takes {len(task.payload)} bytes, more than the "
+                    f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
+                    "elsewhere and pass a reference, or raise the limit"
+                )
+        await self._connected().call(
+            Job(
+                lambda connection: statements.insert(connection, self._now(), tasks),
+                "write",
+                synced=True,
+                on_commit=self._touch,
+            ),
+            # Now, not after the commit: the worker's look queues right behind the insert.
+            on_queued=lambda: self._watchers.notify((None,)),
+        )
+
+    async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
+        """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
+        claim = secrets.randbits(63)
+
+        def look(connection: sqlite3.Connection) -> Reservation:
+            now = self._now()
+            # First: what fails after a reservation would strand it.
+            self._prune(connection, now)
+            return statements.reserve(connection, now, limit, _micros(lease), claim, alone)
+
+        return await self._connected().call(
+            Job(look, "look", on_commit=self._tell_buried, on_abandoned=self._give_back)
+        )
+
+    async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
+        """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
+        return await self._connected().call(
+            Job(
+                lambda connection: statements.renew(connection, self._now() + _micros(lease), tasks),
+                "write",
+            )
+        )
+
+    async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Records results; returns the tasks that were not held."""
+        return await self._finish("success", outcomes)
+
+    async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Records errors; returns the tasks that were not held."""
+        return await self._finish("failed", outcomes)
+
+    async def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
+        return await self._connected().call(
+            Job(
+                lambda connection: statements.finish(connection, self._now(), status, outcomes),
+                "write",
+                on_commit=lambda _: self._tell([outcome.task.task_id for outcome in outcomes]),
+            )
+        )
+
+    async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
+        """Gives tasks back, due at once and the attempt unspent; returns those not held."""
+        return await self._connected().call(self._releasing(tasks))
+
+    def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
+        return Job(
+            lambda connection: statements.release(connection, self._now(), tasks),
+            "write",
+            on_commit=lambda _: self._tell([None]),
+        )
+
+    async def get_result(self, task_id: str) -> Result[bytes] | None:
+        """Looks once for a task; ``None`` where there is no such task.
+
+        Raises:
+            BackendCorruptError: Its row holds what sitq did not write.
+        """
+        return await self._connected().call(Job(lambda connection: statements.get_result(connection, task_id), "read"))
+
+    def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
+        """Calls ``on_change`` when another look may find something; see :class:`~sitq.Backend`."""
+        return self._watchers.watching(on_change, task_id)
+
+    def _connected(self) -> Connection:
+        opening = self._opening
+        if opening is None or not opening.done():
+            raise BackendError(f"{self._path} is not open: call connect() first")
+        return opening.result()
+
+    def _now(self) -> int:
+        return _micros(self._clock())
+
+    def _touch(self, _: object = None) -> None:
+        if self._wal_path is not None:
+            touch(self._wal_path)
+
+    def _tell(self, topics: Sequence[str | None]) -> None:
+        self._watchers.notify(topics)
+        self._touch()
+
+    def _tell_buried(self, reservation: Reservation) -> None:
+        if reservation.buried:
+            self._tell(reservation.buried)
+
+    def _give_back(self, reservation: Reservation) -> None:
+        if reservation.tasks:
+            with contextlib.suppress(BackendError):  # closed since: the lease will end
+                self._connected().post(self._releasing(reservation.tasks))
+
+    def _prune(self, connection: sqlite3.Connection, now: int) -> None:
+        if self._retention is None or time.monotonic() < self._prune_after:
+            return
+        if not statements.prune(connection, now - _micros(self._retention)):
+            self._prune_after = time.monotonic() + PRUNE_PAUSE_SECONDS

@@ -1,0 +1,128 @@
+"""The shape of the file, and how a file gets it."""
+
+import os
+import sqlite3
+import stat
+import time
+from pathlib import Path
+
+from sitq.errors import BackendCorruptError, BackendVersionError
+
+APPLICATION_ID = 0x73697471  # "sitq", where the `file` command looks for it
+WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
+SWITCH_TO_WAL_SECONDS = 10.0
+
+# `available_at` is when a waiting task is due and, while a task runs, when its lease ends: so one
+# index finds what can be taken, whether it waits or was abandoned. Live rows are kept in two
+# indexes by whether the next attempt is the last: one kind never has to be scanned past to reach
+# the other, and the statement of the hot path has no cases. The form `max_attempts > attempt + 1`
+# matters: with the sum on the left, SQLite 3.40 does not see that a query implies it.
+MIGRATIONS = (
+    """
+    CREATE TABLE tasks (
+        id INTEGER PRIMARY KEY,
+        task_id TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL DEFAULT 'pending',
+        name TEXT NOT NULL DEFAULT '',
+        attempt INTEGER NOT NULL DEFAULT 0,
+        max_attempts INTEGER NOT NULL,
+        enqueued_at INTEGER NOT NULL,
+        available_at INTEGER NOT NULL,
+        started_at INTEGER,
+        finished_at INTEGER,
+        claim INTEGER,
+        format TEXT NOT NULL DEFAULT '',
+        payload BLOB NOT NULL,
+        result BLOB,
+        error TEXT,
+        traceback TEXT
+    );
+    CREATE INDEX tasks_due ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts > attempt + 1;
+    CREATE INDEX tasks_last ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts <= attempt + 1;
+    CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
+    """,
+)
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def create_private_file(path: Path) -> None:
+    """Creates an empty file for its owner only, unless there is one.
+
+    SQLite gives the -wal and -shm files the mode of the database. The file is made without being
+    opened where that is possible: closing a descriptor of a database drops every POSIX lock that
+    this process holds on it (sqlite.org/howtocorrupt.html, 2.2).
+    """
+    if path.exists():
+        return
+    try:
+        if hasattr(os, "mknod") and os.uname().sysname == "Linux":
+            os.mknod(path, 0o600 | stat.S_IFREG)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        pass
+
+
+def prepare(connection: sqlite3.Connection, path: str) -> None:
+    """Brings a fresh connection and, where need be, its file to the current schema.
+
+    Raises:
+        BackendCorruptError: The file belongs to something else.
+        BackendVersionError: The file was written by a newer sitq.
+        sqlite3.Error: SQLite refused the file.
+    """
+    version = _checked_version(connection, path)
+    if path != ":memory:":
+        _switch_to_wal(connection)
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
+    if version < SCHEMA_VERSION:
+        _migrate(connection, path)
+
+
+def _checked_version(connection: sqlite3.Connection, path: str) -> int:
+    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    is_empty = connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+    if application != APPLICATION_ID and not is_empty:
+        raise BackendCorruptError(
+            f"{path} is a SQLite database, but not one of sitq's: give sitq a file of its own; "
+            "this one was left as it is"
+        )
+    if version > SCHEMA_VERSION:
+        raise BackendVersionError(
+            f"{path} has schema version {version}, and this sitq knows versions up to {SCHEMA_VERSION}: "
+            "upgrade sitq; the file was left as it is"
+        )
+    return version
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # Asking for WAL needs an exclusive lock and reports SQLITE_BUSY at once, whatever the busy
+    # timeout, when several processes open a fresh file together.
+    deadline = time.monotonic() + SWITCH_TO_WAL_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again under the lock: another process may have been faster.
+        for migration in MIGRATIONS[_checked_version(connection, path) :]:
+            for statement in migration.split(";"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

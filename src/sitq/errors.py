@@ -1,0 +1,63 @@
+"""The errors that sitq raises.
+
+::
+
+    SitqError
+    ├── SerializationError            a call or a value cannot be turned into bytes, or back
+    ├── TaskFailedError               raised by Result.unwrap() for a task that failed
+    └── BackendError                  the store did not do what was asked
+        ├── BackendUnavailableError   busy, full or away: try again later
+        ├── BackendReadOnlyError      cannot be written by this process
+        ├── BackendCorruptError       damaged, or not a file of sitq's
+        └── BackendVersionError       written by a newer sitq
+
+Wrong arguments are plain ``ValueError`` and ``TypeError``.
+"""
+
+
+class SitqError(Exception):
+    """The root of every error that sitq raises on its own account."""
+
+
+class SerializationError(SitqError):
+    """A call or a value cannot be serialized, or stored bytes cannot be loaded."""
+
+
+class TaskFailedError(SitqError):
+    """A task failed, and its result was asked for.
+
+    Attributes:
+        task_id: The id of the task that failed.
+        error: ``"ExceptionType: message"`` as the worker saw it.
+        traceback: The worker's traceback, formatted; ``None`` where no code of the task ran.
+    """
+
+    def __init__(self, task_id: str, error: str, traceback: str | None = None) -> None:
+        super().__init__(task_id, error, traceback)
+        self.task_id = task_id
+        self.error = error
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        message = f"task {self.task_id} failed: {self.error}"
+        return f"{message}\n\nIn the worker:\n{self.traceback}" if self.traceback else message
+
+
+class BackendError(SitqError):
+    """The backend could not do what was asked of it."""
+
+
+class BackendUnavailableError(BackendError):
+    """The store is busy, full or away. Nothing was changed; trying again later can succeed."""
+
+
+class BackendReadOnlyError(BackendError):
+    """The store cannot be written. Trying again does not help before someone changes that."""
+
+
+class BackendCorruptError(BackendError):
+    """The store is damaged, or is not one of sitq's. Trying again does not help."""
+
+
+class BackendVersionError(BackendError):
+    """The store was written by a newer sitq and is left alone. Upgrade sitq."""

@@ -1,0 +1,182 @@
+"""What passes between the queue, the worker and a backend."""
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from sitq.errors import TaskFailedError
+
+type Status = Literal["pending", "in_progress", "success", "failed"]
+
+FINISHED: frozenset[str] = frozenset({"success", "failed"})
+"""The statuses that a task does not leave again."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+# An instance of its own: a host that seeds the global generator, as tests do, must not make two
+# processes draw the same ids. The child of a fork must not repeat its parent's either.
+_random = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
+
+
+class TaskId[T](str):
+    """The id of a task: a ``str`` that tells a type checker what the task returns."""
+
+    __slots__ = ()
+
+
+def new_task_id() -> str:
+    """Returns a UUIDv7 (RFC 9562), so that ids sort by the time they were made.
+
+    Time-ordered keys keep insertion at one end of a backend's index; random ones touch all of it.
+    The bits below the millisecond hold its fraction (method 3 of section 6.2).
+    """
+    milliseconds, fraction = divmod(time.time_ns(), 1_000_000)
+    high = milliseconds << 16 | 0x7000 | fraction * 4096 // 1_000_000
+    h = f"{high << 64 | 1 << 63 | _random.getrandbits(62):032x}"
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def to_micros(moment: datetime) -> int:
+    """Returns an aware datetime as integer microseconds since 1970 UTC."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """Returns integer microseconds since 1970 UTC as an aware datetime."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task to be stored.
+
+    Attributes:
+        task_id: Unique among all tasks.
+        payload: The serialized call.
+        name: What the call is named in logs and listings; never read back as code.
+        format: What wrote the payload, so that a mismatch can be told without loading it.
+        eta: When the task becomes due (aware, UTC); ``None`` means now.
+        max_attempts: How often the task may be started before it is failed, at least 1.
+    """
+
+    task_id: str
+    payload: bytes
+    name: str = ""
+    format: str = ""
+    eta: datetime | None = None
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedTask:
+    """A task that a worker holds, under a lease.
+
+    Attributes:
+        key: The backend's own handle of the task.
+        claim: The backend's token of this reservation; only its holder may record an outcome.
+        task_id: The task's id.
+        payload: The serialized call.
+        name: What the call is named in logs.
+        format: What wrote the payload.
+        attempt: The number of this run, from 1.
+        max_attempts: The number of the last permitted run.
+        enqueued_at: When the task was stored (aware, UTC).
+    """
+
+    key: int | str
+    claim: int | str
+    task_id: str
+    payload: bytes
+    name: str
+    format: str
+    attempt: int
+    max_attempts: int
+    enqueued_at: datetime
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether no further attempt is permitted after this one."""
+        return self.attempt >= self.max_attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
+
+    Attributes:
+        task: The task that was run.
+        result: The serialized return value; ``None`` for a failure.
+        error: ``"ExceptionType: message"``; ``None`` for a success.
+        traceback: The formatted traceback, where there is one.
+    """
+
+    task: ReservedTask
+    result: bytes | None = None
+    error: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one call of ``Backend.reserve`` found.
+
+    Attributes:
+        tasks: The tasks now held by the caller, oldest first.
+        buried: The tasks that were failed by this call, for their workers died too often.
+        next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
+            where there is neither. Meaningful only when fewer tasks came back than were asked for.
+        last_attempt_waiting: A task on its last attempt is due, and the caller was not alone.
+    """
+
+    tasks: Sequence[ReservedTask] = ()
+    buried: Sequence[str] = ()
+    next_due_in: float | None = None
+    last_attempt_waiting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result[T]:
+    """What is known of a task.
+
+    Attributes:
+        task_id: The task's id.
+        status: ``"success"`` or ``"failed"``; from a backend also ``"pending"`` and
+            ``"in_progress"``.
+        value: What the task returned; ``None`` unless ``status`` is ``"success"``.
+        error: ``"ExceptionType: message"`` of a failed task, else ``None``.
+        traceback: The worker's traceback of a failed task, formatted, where there is one.
+        attempt: How many times the task was started.
+        enqueued_at: When the task was stored.
+        started_at: When its latest run was started; ``None`` if it never was.
+        finished_at: When its outcome was stored; ``None`` if it is not finished.
+    """
+
+    task_id: str
+    status: Status
+    value: T | None
+    error: str | None
+    traceback: str | None
+    attempt: int
+    enqueued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    def unwrap(self) -> T:
+        """Returns the value of a task that succeeded.
+
+        Raises:
+            TaskFailedError: The task failed; the error carries the remote traceback.
+            RuntimeError: The task is not finished.
+        """
+        if self.status == "success":
+            return self.value  # type: ignore[return-value]  # T may itself include None
+        if self.status == "failed":
+            raise TaskFailedError(self.task_id, self.error or "unknown error", self.traceback)
+        raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")

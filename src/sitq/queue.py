@@ -1,0 +1,298 @@
+"""The producer's face: store tasks, wait for results."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, overload
+
+from sitq._checks import check_count, check_seconds
+from sitq.backends.base import Backend
+from sitq.backends.sqlite import SQLiteBackend
+from sitq.errors import SerializationError
+from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
+from sitq.serialization import CloudpickleSerializer, Serializer, dump_call, make_call
+
+LOOK_AGAIN_SECONDS = 1.0
+"""The safety net of a waiting ``get_result``, which is woken when the result is written."""
+
+CALLS_PER_TURN = 500
+"""How many calls ``enqueue_many`` serializes before it lets the event loop turn."""
+
+
+type Eta = datetime | None
+type Context = Mapping[str, Any] | None
+type AsyncCallable[T] = Callable[..., Awaitable[T]]
+type AnyCallable[T] = Callable[..., T]
+
+
+class TaskQueue:
+    """Stores tasks and gives their results, in async code.
+
+    Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.
+    Several queues and workers may share one backend object.
+
+    Args:
+        backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
+        serializer: Turns calls and results into bytes; the worker needs the same one.
+        default_result_timeout: Seconds that :meth:`get_result` waits where it is not told;
+            ``None`` waits until the task is finished.
+        max_attempts: How often a task may be started before it is failed for the death of its
+            workers, at least 1. The last attempt runs alone in its worker: with 1, every task does.
+
+    Raises:
+        TypeError: A number is of the wrong type.
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        default_result_timeout: float | None = None,
+        max_attempts: int = 5,
+    ) -> None:
+        self._default_result_timeout = (
+            None if default_result_timeout is None else check_seconds("default_result_timeout", default_result_timeout)
+        )
+        self._max_attempts = check_count("max_attempts", max_attempts)
+        self._backend = SQLiteBackend() if backend is None else backend
+        self._serializer = CloudpickleSerializer() if serializer is None else serializer
+        self._connecting: asyncio.Future[None] | None = None
+        self._connected = False
+
+    async def __aenter__(self) -> Self:
+        """Connects."""
+        await self._connect()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Lets go of the backend, which closes after its last user. Safe to call at any time.
+
+        A call after it connects again.
+        """
+        connecting, self._connecting = self._connecting, None
+        self._connected = False
+        if connecting is not None:
+            await asyncio.wait([connecting])
+            if not connecting.cancelled() and connecting.exception() is None:
+                await self._backend.close()
+
+    async def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(self._backend.connect())
+        connecting = self._connecting
+        try:
+            # Shielded: others may wait for the same connection when this caller is cancelled.
+            await asyncio.shield(connecting)
+        except Exception:
+            if self._connecting is connecting:
+                self._connecting = None
+            raise
+        self._connected = self._connecting is connecting
+
+    # A task's own arguments are checked where neither eta nor context is given: no keyword of ours
+    # may stand between P.args and P.kwargs (PEP 612).
+    @overload
+    async def enqueue[T](
+        self, func: AsyncCallable[T], /, *args: Any, eta: Eta, context: Context = None, **kwargs: Any
+    ) -> TaskId[T]: ...
+    @overload
+    async def enqueue[T](self, func: AsyncCallable[T], /, *args: Any, context: Context, **kwargs: Any) -> TaskId[T]: ...
+    @overload
+    async def enqueue[T](
+        self, func: AnyCallable[T], /, *args: Any, eta: Eta, context: Context = None, **kwargs: Any
+    ) -> TaskId[T]: ...
+    @overload
+    async def enqueue[T](self, func: AnyCallable[T], /, *args: Any, context: Context, **kwargs: Any) -> TaskId[T]: ...
+    @overload
+    async def enqueue(
+        self, func: str, /, *args: Any, eta: Eta = None, context: Context = None, **kwargs: Any
+    ) -> TaskId[Any]: ...
+    @overload
+    async def enqueue[**P, T](
+        self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[T]: ...
+    @overload
+    async def enqueue[**P, T](self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+    async def enqueue(  # type: ignore[misc]  # P.kwargs may hold an eta of another type
+        self,
+        func: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        eta: Eta = None,
+        context: Context = None,
+        **kwargs: Any,
+    ) -> TaskId[Any]:
+        """Stores a call of ``func`` and returns its id.
+
+        When it returns, the task survives a crash of every process and, by default, a power cut.
+
+        Args:
+            func: A callable that the serializer can carry, or an import path
+                ``"package.module:qualname"``, of which only the form is checked here.
+            *args: The arguments of the call.
+            eta: When the task becomes due; must be timezone-aware. A past one means now.
+            context: A mapping of the caller's own, which the running task finds in
+                ``current_task().context``.
+            **kwargs: The keyword arguments of the call. One that is named ``eta`` or ``context``
+                takes a ``functools.partial``.
+
+        Raises:
+            TypeError: ``func`` is not callable, or ``eta`` or ``context`` is of the wrong type.
+            ValueError: ``eta`` is naive, an import path has the wrong form, or the call is larger
+                than the backend allows.
+            SerializationError: An argument cannot be serialized; the message names it.
+            BackendError: The backend did not take the task.
+        """
+        task = self._new_task(func, args, kwargs, check_eta(eta), context)
+        if not self._connected:
+            await self._connect()
+        await self._backend.enqueue((task,))
+        return TaskId(task.task_id)
+
+    async def enqueue_many(
+        self,
+        calls: Iterable[Callable[[], Any]],
+        *,
+        eta: Eta = None,
+        context: Context = None,
+    ) -> list[TaskId[Any]]:
+        """Stores many calls in one transaction, all or none, and returns their ids in order.
+
+        Args:
+            calls: Callables that need no more arguments, usually ``functools.partial``s, which
+                are stored as function and arguments.
+            eta: When they become due; as in :meth:`enqueue`.
+            context: The context of each; as in :meth:`enqueue`.
+
+        Raises:
+            TypeError: One of ``calls`` is not callable; otherwise as :meth:`enqueue`.
+            ValueError: As :meth:`enqueue`.
+            SerializationError: As :meth:`enqueue`.
+            BackendError: The backend did not take the tasks.
+        """
+        eta = check_eta(eta)
+        tasks: list[NewTask] = []
+        for call in calls:
+            tasks.append(self._new_task(call, (), {}, eta, context))
+            if len(tasks) % CALLS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        if tasks:
+            if not self._connected:
+                await self._connect()
+            await self._backend.enqueue(tasks)
+        return [TaskId(task.task_id) for task in tasks]
+
+    def _new_task(
+        self,
+        func: Callable[..., Any] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        eta: Eta,
+        context: Context,
+    ) -> NewTask:
+        call = make_call(func, args, kwargs, context)
+        serializer = self._serializer
+        return NewTask(
+            new_task_id(),
+            dump_call(serializer, call),
+            call.name,
+            serializer.format,
+            eta,
+            self._max_attempts,
+        )
+
+    @overload
+    async def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
+    @overload
+    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
+    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
+        """Waits until a task is finished and returns its result.
+
+        Args:
+            task_id: What ``enqueue`` returned.
+            timeout: Seconds to wait; ``0`` looks once, ``None`` takes ``default_result_timeout``,
+                and where that is ``None`` too, waits until the task is finished.
+
+        Returns:
+            The result; ``None`` where it is not there in time, and at once where there is no such
+            task.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: ``timeout`` is negative or not finite.
+            SerializationError: The value cannot be loaded here.
+            BackendError: The backend could not be asked.
+        """
+        if not isinstance(task_id, str):
+            raise TypeError(f"task_id must be a str, not {type(task_id).__name__}")
+        timeout = self._default_result_timeout if timeout is None else check_seconds("timeout", timeout)
+        if not self._connected:
+            await self._connect()
+        found = await self._backend.get_result(task_id)
+        if found is not None and found.status not in FINISHED:
+            found = await self._wait(task_id, timeout) if timeout != 0 else None
+        return None if found is None else self._loaded(found)
+
+    async def _wait(self, task_id: str, timeout: float | None) -> Result[bytes] | None:
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._backend.watch(changed.set, task_id=task_id):
+            while True:
+                changed.clear()
+                found = await self._backend.get_result(task_id)
+                if found is None or found.status in FINISHED:
+                    return found
+                left = LOOK_AGAIN_SECONDS
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        return None
+                timer = loop.call_later(left, changed.set)
+                try:
+                    await changed.wait()
+                finally:
+                    timer.cancel()
+
+    def _loaded(self, found: Result[bytes]) -> Result[Any]:
+        if found.value is None:
+            return found
+        try:
+            return replace(found, value=self._serializer.loads(found.value))
+        except Exception as error:
+            raise SerializationError(
+                f"the result of task {found.task_id} cannot be loaded here: {type(error).__name__}: {error}"
+            ) from error
+
+
+def check_eta(eta: Eta) -> Eta:
+    """Returns ``eta`` in UTC.
+
+    Raises:
+        TypeError: It is not a datetime.
+        ValueError: It is naive; the message shows the fix.
+    """
+    if eta is None:
+        return None
+    if not isinstance(eta, datetime):
+        raise TypeError(f"eta must be a datetime, not {type(eta).__name__}")
+    if eta.utcoffset() is None:
+        raise ValueError(
+            f"eta must be timezone-aware, and {eta!r} is naive: write "
+            f"datetime.now(UTC) + timedelta(...), or eta.replace(tzinfo=UTC) if it is in UTC"
+        )
+    return eta.astimezone(UTC)

@@ -1,0 +1,158 @@
+"""The same queue for code that has no event loop."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Self, overload
+
+from sitq.backends.base import Backend
+from sitq.models import Result, TaskId
+from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
+from sitq.serialization import Serializer
+
+
+class SyncTaskQueue:
+    """A :class:`TaskQueue` for scripts and other code without an event loop.
+
+    It owns one private event loop in one background thread, which the first call starts, and may
+    be shared by threads. Leaving it unclosed does not hold up the exit of the interpreter.
+
+    Args:
+        backend: As for :class:`TaskQueue`.
+        serializer: As for :class:`TaskQueue`.
+        default_result_timeout: As for :class:`TaskQueue`, in seconds.
+        max_attempts: As for :class:`TaskQueue`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        default_result_timeout: float | None = None,
+        max_attempts: int = 5,
+    ) -> None:
+        self._queue = TaskQueue(
+            backend,
+            serializer,
+            default_result_timeout=default_result_timeout,
+            max_attempts=max_attempts,
+        )
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Connects."""
+        self._call(self._queue._connect)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the backend and ends the background thread. Safe to call at any time.
+
+        A call after it connects again.
+        """
+        _refuse_running_loop()
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(self._queue.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        _refuse_running_loop()
+        with self._lock:
+            loop = self._loop
+            if loop is None:
+                loop = self._loop = asyncio.new_event_loop()
+                # A daemon: an unclosed queue must not keep the interpreter from exiting.
+                self._thread = threading.Thread(target=loop.run_forever, name="sitq-sync", daemon=True)
+                self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(function(), loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # KeyboardInterrupt: nobody waits for it any more
+            raise
+
+    @overload
+    def enqueue[T](
+        self, func: AsyncCallable[T], /, *args: Any, eta: Eta, context: Context = None, **kwargs: Any
+    ) -> TaskId[T]: ...
+    @overload
+    def enqueue[T](self, func: AsyncCallable[T], /, *args: Any, context: Context, **kwargs: Any) -> TaskId[T]: ...
+    @overload
+    def enqueue[T](
+        self, func: AnyCallable[T], /, *args: Any, eta: Eta, context: Context = None, **kwargs: Any
+    ) -> TaskId[T]: ...
+    @overload
+    def enqueue[T](self, func: AnyCallable[T], /, *args: Any, context: Context, **kwargs: Any) -> TaskId[T]: ...
+    @overload
+    def enqueue(
+        self, func: str, /, *args: Any, eta: Eta = None, context: Context = None, **kwargs: Any
+    ) -> TaskId[Any]: ...
+    @overload
+    def enqueue[**P, T](self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+    @overload
+    def enqueue[**P, T](self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+    def enqueue(  # type: ignore[misc]  # P.kwargs may hold an eta of another type
+        self,
+        func: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        eta: Eta = None,
+        context: Context = None,
+        **kwargs: Any,
+    ) -> TaskId[Any]:
+        """Stores a call of ``func`` and returns its id; see :meth:`TaskQueue.enqueue`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._queue.enqueue(func, *args, eta=eta, context=context, **kwargs))
+
+    def enqueue_many(
+        self,
+        calls: Iterable[Callable[[], Any]],
+        *,
+        eta: Eta = None,
+        context: Context = None,
+    ) -> list[TaskId[Any]]:
+        """Stores many calls, all or none; see :meth:`TaskQueue.enqueue_many`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._queue.enqueue_many(calls, eta=eta, context=context))
+
+    @overload
+    def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
+    @overload
+    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
+    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
+        """Waits for a task and returns its result; see :meth:`TaskQueue.get_result`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._queue.get_result(task_id, timeout))
+
+
+def _refuse_running_loop() -> None:
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "SyncTaskQueue would block the event loop that runs in this thread: use TaskQueue and await its methods"
+        )

@@ -1,0 +1,228 @@
+"""The worker's face: start it, stop it, run it as a process, drain a queue with it."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Self
+
+from sitq._checks import check_count, check_positive_seconds, check_seconds
+from sitq._dispatch import Dispatcher, Settings
+from sitq.backends.base import Backend
+from sitq.backends.sqlite import SQLiteBackend
+from sitq.serialization import CloudpickleSerializer, Serializer
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Worker:
+    """Runs the tasks of a backend.
+
+    Embedded, it is an async context manager and leaves the host's signal handlers alone; as a
+    process of its own, :meth:`run` returns after SIGTERM or SIGINT with the work in hand finished.
+
+    Args:
+        backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
+        serializer: Must be able to load what the queue's one writes.
+        max_concurrency: How many tasks are run at the same time, and how many threads plain
+            functions get.
+        poll_interval: Seconds between two looks for due tasks where nothing woke the worker: the
+            safety net only.
+        batch_size: The most tasks that one reservation takes; ``None`` means as many as there are
+            free slots.
+        lease: Seconds after which another worker may take a task that this one no longer renews.
+        shutdown_timeout: Seconds that :meth:`stop` waits for running tasks before it cancels them
+            and gives them back; ``None`` waits for as long as they take.
+
+    Raises:
+        TypeError: A number is of the wrong type.
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        max_concurrency: int = 10,
+        poll_interval: float = 1.0,
+        batch_size: int | None = None,
+        lease: float = 30.0,
+        shutdown_timeout: float | None = None,
+    ) -> None:
+        slots = check_count("max_concurrency", max_concurrency)
+        self._settings = Settings(
+            max_concurrency=slots,
+            poll_interval=check_positive_seconds("poll_interval", poll_interval),
+            batch_size=slots if batch_size is None else check_count("batch_size", batch_size),
+            lease=check_positive_seconds("lease", lease),
+            shutdown_timeout=(
+                None if shutdown_timeout is None else check_seconds("shutdown_timeout", shutdown_timeout)
+            ),
+        )
+        self._backend = SQLiteBackend() if backend is None else backend
+        self._serializer = CloudpickleSerializer() if serializer is None else serializer
+        self._main: asyncio.Task[int] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        """Starts the worker."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stops the worker."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Returns once the worker is running. Does nothing where it runs already.
+
+        Raises:
+            BackendError: The backend cannot be opened; the worker is not running then.
+        """
+        if self._main is not None and self._stopping:
+            await asyncio.wait([self._main])
+        if self._main is None:
+            self._begin(drain=False)
+        assert self._started is not None
+        try:
+            await asyncio.shield(self._started)
+        except asyncio.CancelledError:
+            # Whoever was starting it will not stop it: __aexit__ does not follow on this.
+            self._request_stop()
+            raise
+
+    async def stop(self) -> None:
+        """Takes no new task, waits for the running ones, and gives back what does not finish.
+
+        Past ``shutdown_timeout``, async tasks are cancelled, and what did not finish is given back
+        with its attempt unspent. A plain function cannot be cancelled: its thread goes on, and
+        what it returns changes nothing. Does nothing where the worker does not run.
+        """
+        if self._main is None:
+            await asyncio.sleep(0)  # a run() that was scheduled just before gets its first turn
+        if self._main is not None:
+            self._request_stop()
+            await asyncio.wait([self._main])
+
+    async def run(self) -> None:
+        """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
+
+        A second signal ends the process at once, by the signal's default action. Where it is not
+        called in the main thread, signals are left alone.
+
+        Raises:
+            BackendError: The backend cannot be opened.
+        """
+        with self._signals():
+            try:
+                await self.start()
+                if self._main is not None:
+                    await asyncio.wait([self._main])
+            finally:
+                await self.stop()
+
+    async def drain(self) -> int:
+        """Runs what is due and returns, when nothing is left, the number of tasks run.
+
+        Tasks that become due meanwhile are run too, the ones that tasks enqueue included.
+
+        Raises:
+            BackendError: The backend failed; what was run is recorded as far as possible.
+            RuntimeError: The worker is running already.
+        """
+        if self._main is not None:
+            raise RuntimeError("the worker is running: stop() it before you drain() with it")
+        main = self._begin(drain=True)
+        try:
+            return await asyncio.shield(main)
+        except asyncio.CancelledError:
+            main.cancel()
+            await asyncio.wait([main])
+            raise
+
+    def _begin(self, *, drain: bool) -> asyncio.Task[int]:
+        self._stopping = False
+        self._started = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self._live(self._started, drain=drain))
+        self._main.add_done_callback(self._ended)
+        return self._main
+
+    def _ended(self, main: asyncio.Task[int]) -> None:
+        # Here and not at the end of the task: one that is cancelled before its first turn has none.
+        self._main = None
+        if self._started is not None:
+            self._started.cancel()
+        if not main.cancelled() and main.exception() is not None:
+            logger.debug("worker ended with an error", exc_info=main.exception())
+
+    async def _live(self, started: asyncio.Future[None], *, drain: bool) -> int:
+        """The worker's life from start to stop, as one task that nobody's cancellation splits."""
+        settings = self._settings
+        try:
+            await self._backend.connect()
+        except Exception as error:
+            if drain:
+                raise
+            started.set_exception(error)
+            return 0
+        dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, settings)
+        timeout = settings.shutdown_timeout
+        try:
+            logger.info("worker started, %d slots", settings.max_concurrency)
+            if self._stopping:
+                dispatcher.stop()
+            started.set_result(None)
+            await (dispatcher.drain() if drain else dispatcher.serve())
+        except BaseException:
+            timeout = 0.0  # cancelled, or the backend is gone: keep nobody waiting
+            raise
+        finally:
+            self._stopping = True
+            await dispatcher.finish(timeout)
+            await self._backend.close()
+            self._dispatcher = None
+            logger.info("worker stopped, %d tasks run", dispatcher.finished)
+        return dispatcher.finished
+
+    def _request_stop(self) -> None:
+        self._stopping = True
+        if self._dispatcher is not None:
+            self._dispatcher.stop()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_loop(number: int) -> None:
+            logger.info("worker received %s", signal.Signals(number).name)
+            self._request_stop()
+
+        # Not loop.add_signal_handler: a task that blocks the loop would keep even the second
+        # signal from being seen.
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            for each in STOP_SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            loop.call_soon_threadsafe(on_loop, number)
+
+        previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in previous.items():
+                signal.signal(each, handler)
