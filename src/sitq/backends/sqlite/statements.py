@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any, get_args
 
 from sitq.errors import BackendCorruptError
@@ -118,12 +117,13 @@ _INSERTS = {1 << n: _INSERT.format(rows=_rows(7, 1 << n)) for n in range(8)}
 _FINISHES = {1 << n: _FINISH.format(rows=_rows(6, 1 << n)) for n in range(8)}
 
 
-def _moment(micros: int) -> datetime:
-    """Returns a stored moment; a nonsense of another's making must not strand a whole batch."""
+def _reserved(row: tuple[Any, ...]) -> ReservedTask:
+    key, claim, task_id, payload, name, format_, attempt, max_attempts, micros = row
     try:
-        return from_micros(micros)
-    except (TypeError, OverflowError):
-        return EPOCH
+        enqueued_at = from_micros(micros)
+    except (TypeError, OverflowError):  # another's making; it must not strand the whole batch
+        enqueued_at = EPOCH
+    return ReservedTask(key, claim, task_id, payload, name, format_, attempt, max_attempts, enqueued_at)
 
 
 def insert(connection: sqlite3.Connection, now: int, tasks: Sequence[NewTask]) -> None:
@@ -169,7 +169,7 @@ def reserve(connection: sqlite3.Connection, now: int, limit: int, lease: int, cl
         rows = connection.execute(statement, parameters).fetchall()
         rows.sort(key=lambda row: order.get(row[0], limit))  # they come back in any order
     return Reservation(
-        tasks=[ReservedTask(*values, _moment(enqueued)) for *values, enqueued in rows],
+        tasks=[_reserved(row) for row in rows],
         buried=buried,
         next_due_in=(min(next_due) - now) / 1_000_000 if next_due else None,
         last_attempt_waiting=last_waits,
