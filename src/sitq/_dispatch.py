@@ -199,7 +199,9 @@ class Dispatcher:
         if outcome.error is None:
             logger.info("task %s (%s) finished", task.task_id, task.name)
         else:
-            logger.warning("task %s (%s) failed: %s", task.task_id, task.name, outcome.error)
+            # The type only: messages of exceptions tend to quote the arguments.
+            kind = outcome.error.partition(":")[0]
+            logger.warning("task %s (%s) failed with %s", task.task_id, task.name, kind)
 
     async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
         held.in_thread = True

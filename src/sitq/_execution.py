@@ -78,6 +78,9 @@ async def execute(
     """
     try:
         call = load_call(serializer, task.payload, task.format)
+    except BaseException as error:
+        return failure(task, error, "the payload cannot be loaded: ")
+    try:
         _current.set(CurrentTask(task.task_id, task.attempt, task.enqueued_at, call.context))
         func: Any = call.func
         if is_async(func):

@@ -16,6 +16,9 @@ from sitq.errors import SerializationError
 ENVELOPE_VERSION = 1
 PICKLE_PROTOCOL = 5
 PLACEHOLDER = type(getattr(functools, "Placeholder", ...))  # Python 3.14: such a partial stays whole
+BY_VALUE_MARK = b"\x8c\x17cloudpickle.cloudpickle"
+"""How a pickle names the module that rebuilds what was carried by value (SHORT_BINUNICODE)."""
+
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 
 
@@ -122,8 +125,8 @@ class CloudpickleSerializer:
     def check_format(self, data: bytes, format: str) -> None:  # noqa: A002 - the column's name
         """Refuses what was pickled by value under another Python version.
 
-        By-value pickles hold byte code, which another version may crash on. They name cloudpickle
-        in their bytes; pickles by reference load under any version and do not.
+        By-value pickles hold byte code, which another version may crash on. They name cloudpickle's
+        module in their bytes; pickles by reference load under any version and do not.
 
         Raises:
             SerializationError: The bytes were written by an incompatible version.
@@ -132,7 +135,7 @@ class CloudpickleSerializer:
             return
         envelope, python, *_ = [*format.split(), "", ""]
         mine, my_python, *_ = _format().split()
-        if envelope != mine or (python != my_python and b"cloudpickle" in data):
+        if envelope != mine or (python != my_python and BY_VALUE_MARK in data):
             raise SerializationError(
                 f"the payload was written by {format or 'an unknown version'}, and this worker "
                 f"runs {_format()}: run a worker with the Python and sitq versions of the producer"

@@ -1,0 +1,96 @@
+"""How long a task waits for an idle worker, and a caller for a result."""
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from statistics import quantiles
+
+from dev.bench.case import Case, Metrics
+from dev.bench.contestants.base import Contestant
+from dev.bench.serve import serving
+from dev.bench.tasks import STAMPS_VARIABLE, Stamp, read_stamps, stamp
+
+PAUSE_SECONDS = (0.005, 0.050)
+SETTLE_SECONDS = 0.5
+"""Pause after a worker has started, so that it is idle when the first task arrives."""
+
+STRAGGLERS_SECONDS = 30.0
+
+
+async def wake(contestant: Contestant, case: Case) -> Metrics:
+    """An idle worker in another process: from the acknowledged enqueue to the task's start.
+
+    The tasks come at random intervals of 5 to 50 ms. A figure below zero is possible: the
+    worker can begin before the producer's own call has returned.
+    """
+    stamps = stamp_file(contestant)
+    async with serving(case, contestant.store):
+        await asyncio.sleep(SETTLE_SECONDS)
+        return await _wake(contestant, case.count, stamps)
+
+
+async def wake_same(contestant: Contestant, case: Case) -> Metrics:
+    """The same with the worker on the producer's own event loop."""
+    stamps = stamp_file(contestant)
+    async with contestant.worker(case.concurrency):
+        await asyncio.sleep(SETTLE_SECONDS)
+        return await _wake(contestant, case.count, stamps)
+
+
+async def result(contestant: Contestant, case: Case) -> Metrics:
+    """From the task's end in a worker process to its result being returned in this one."""
+    stamp_file(contestant)
+    delays = []
+    async with serving(case, contestant.store):
+        await asyncio.sleep(SETTLE_SECONDS)
+        for index in range(case.count):
+            handle = await contestant.enqueue(stamp, index)
+            ended = await contestant.result(handle)
+            delays.append(time.monotonic_ns() - ended)
+            await pause()
+    return percentiles(delays)
+
+
+async def _wake(contestant: Contestant, count: int, stamps: Path) -> Metrics:
+    acknowledged = []
+    for index in range(count):
+        await contestant.enqueue(stamp, index)
+        acknowledged.append(time.monotonic_ns())
+        await pause()
+    started = await all_stamps(stamps, count)
+    return percentiles([entry.monotonic_ns - acknowledged[entry.index] for entry in started])
+
+
+def stamp_file(contestant: Contestant) -> Path:
+    """Name the file for stamps, for this process and for those that it starts."""
+    path = contestant.store.folder / "stamps"
+    path.touch()
+    os.environ[STAMPS_VARIABLE] = str(path)
+    return path
+
+
+async def all_stamps(path: Path, count: int) -> list[Stamp]:
+    """The stamps of `count` tasks, when they are all there.
+
+    Raises:
+        RuntimeError: when there are too many, or not enough after half a minute.
+    """
+    deadline = time.monotonic() + STRAGGLERS_SECONDS
+    while len(stamps := read_stamps(path)) < count and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    if len(stamps) != count:
+        raise RuntimeError(f"{len(stamps)} stamps of {count} tasks")
+    return stamps
+
+
+async def pause() -> None:
+    """Let a random time of 5 to 50 ms pass."""
+    await asyncio.sleep(random.uniform(*PAUSE_SECONDS))
+
+
+def percentiles(nanoseconds: list[int]) -> Metrics:
+    """The figures of a latency workload, in milliseconds."""
+    cuts = quantiles(nanoseconds, n=20, method="inclusive")
+    return {"p50_ms": cuts[9] / 1e6, "p95_ms": cuts[18] / 1e6}
