@@ -149,7 +149,8 @@ class Dispatcher:
         if self._lone is not None or (self._held and time.monotonic() < self._quiet_until):
             return 0
         settings = self._settings
-        free = settings.max_concurrency - self._running - self._unrecorded
+        # Outcomes that wait for an earlier recording still hold their tasks.
+        free = settings.max_concurrency - self._running - self._unrecorded - len(self._outcomes)
         return min(free, settings.batch_size)
 
     async def _reserve(self, limit: int) -> Reservation:
@@ -175,6 +176,7 @@ class Dispatcher:
         self._running += 1
         if held.task.is_last_attempt:
             self._lone = held
+            self._look = True  # when it is done: others may be due as well
         asyncio.Task(self._run(held), loop=self._loop, eager_start=True)
 
     async def _run(self, held: HeldTask) -> None:
@@ -223,32 +225,43 @@ class Dispatcher:
 
     async def _write(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
         """Records outcomes, and tries again until the backend takes them."""
-        successes = [outcome for _, outcome in batch if outcome.error is None]
-        failures = [outcome for _, outcome in batch if outcome.error is not None]
-        delay, waiting = FIRST_RETRY_SECONDS, 0
-        while True:
-            try:
-                lost: list[ReservedTask] = []
-                if successes:
-                    lost += await self._backend.mark_success(successes)
-                if failures:
-                    lost += await self._backend.mark_failure(failures)
-                break
-            except Exception as error:
-                self._unrecorded += len(batch) - waiting
-                waiting = len(batch)
-                if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
-                    logger.error(
-                        "%d outcomes could not be recorded before the end; their tasks will run again: %s",
-                        len(batch),
-                        error,
-                    )
+        delay, refused = FIRST_RETRY_SECONDS, 0
+        try:
+            while True:
+                try:
+                    lost = await self._mark([outcome for _, outcome in batch])
                     break
-                logger.warning("recording %d outcomes failed, trying again: %s", len(batch), error)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY_SECONDS)
-        self._unrecorded -= waiting
-        self._recorded(batch, lost)
+                except Exception as error:
+                    self._unrecorded += len(batch) - refused
+                    refused = len(batch)
+                    if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                        logger.error("%d outcomes are not recorded; their tasks will run again: %s", refused, error)
+                        lost = []
+                        break
+                    logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+            self._recorded(batch, lost)
+        except asyncio.CancelledError:
+            # The loop ends, and nobody called stop(): finish() has the last word.
+            self._outcomes[:0] = batch
+            raise
+        finally:
+            self._unrecorded -= refused
+            self._recording = None
+            self._wakeup.set()
+
+    async def _mark(self, outcomes: list[Outcome]) -> list[ReservedTask]:
+        successes = [outcome for outcome in outcomes if outcome.error is None]
+        if len(successes) == len(outcomes):
+            return list(await self._backend.mark_success(successes))
+        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        # Both are queued before the reservation that follows, or it would find their slots taken.
+        calls = [self._backend.mark_failure(failures)]
+        if successes:
+            calls.append(self._backend.mark_success(successes))
+        marking = [asyncio.Task(call, loop=self._loop, eager_start=True) for call in calls]
+        return [task for lost in await asyncio.gather(*marking) for task in lost]
 
     def _recorded(self, batch: list[tuple[HeldTask, Outcome]], lost: list[ReservedTask]) -> None:
         for task in lost:
@@ -262,8 +275,6 @@ class Dispatcher:
             self._drop(held)
         if self._last_waiting and not self._held:
             self._look = True
-        self._recording = None
-        self._wakeup.set()
 
     def _drop(self, held: HeldTask) -> None:
         self._held.discard(held)

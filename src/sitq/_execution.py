@@ -58,6 +58,8 @@ def is_async(func: Callable[..., Any]) -> bool:
     """
     while isinstance(func, functools.partial):
         func = func.func
+    if isinstance(func, FunctionType) and func.__code__.co_flags & inspect.CO_COROUTINE:
+        return True  # nearly always, and ten times as fast as asking inspect
     if inspect.iscoroutinefunction(func):
         return True
     if isinstance(func, (FunctionType, type)):
@@ -87,9 +89,9 @@ async def execute(
             value = await func(*call.args, **call.kwargs)
         else:
             run = functools.partial(contextvars.copy_context().run, func, *call.args, **call.kwargs)
-            value, error = await run_in_thread(run)
-            if error is not None:
-                raise error
+            value, raised = await run_in_thread(run)
+            if raised is not None:
+                raise raised
             if inspect.isawaitable(value):
                 value = await value
     except BaseException as error:

@@ -43,6 +43,13 @@ def new_task_id() -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+def new_claim() -> int:
+    """Returns a token that no other reservation has: 63 random bits, so that SQLite can keep it."""
+    # Not from `secrets`: its system call lets go of the interpreter lock, and the thread of the
+    # connection would start on what is queued so far instead of taking it all together.
+    return _random.getrandbits(63)
+
+
 def to_micros(moment: datetime) -> int:
     """Returns an aware datetime as integer microseconds since 1970 UTC."""
     return (moment - EPOCH) // MICROSECOND
@@ -50,7 +57,7 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """Returns integer microseconds since 1970 UTC as an aware datetime."""
-    return EPOCH + timedelta(microseconds=micros)
+    return EPOCH + timedelta(0, 0, micros)
 
 
 @dataclass(frozen=True, slots=True)

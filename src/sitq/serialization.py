@@ -19,6 +19,8 @@ PLACEHOLDER = type(getattr(functools, "Placeholder", ...))  # Python 3.14: such 
 BY_VALUE_MARK = b"\x8c\x17cloudpickle.cloudpickle"
 """How a pickle names the module that rebuilds what was carried by value (SHORT_BINUNICODE)."""
 
+SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 
 
@@ -106,6 +108,8 @@ class CloudpickleSerializer:
 
     def dumps(self, value: Any) -> bytes:
         """Returns ``value`` pickled, by reference where possible, else by value."""
+        if type(value) in SCALARS:
+            return pickle.dumps(value, PICKLE_PROTOCOL)
         cloudpickle = sys.modules.get("cloudpickle")
         if cloudpickle is None or not cloudpickle.list_registry_pickle_by_value():
             buffer = io.BytesIO()

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
-import secrets
 import sqlite3
 import threading
 import time
@@ -18,7 +17,7 @@ from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Connection, Durability, Job
 from sitq.backends.sqlite.wake import Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -177,7 +176,7 @@ class SQLiteBackend:
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        claim = secrets.randbits(63)
+        claim = new_claim()
 
         def look(connection: sqlite3.Connection) -> Reservation:
             now = self._now()

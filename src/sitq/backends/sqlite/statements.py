@@ -157,11 +157,10 @@ def reserve(connection: sqlite3.Connection, now: int, limit: int, lease: int, cl
     if last and last[0][1] <= now:
         buried = [task_id for (task_id,) in connection.execute(_BURY, (now, now, BURIED_PER_RESERVATION)).fetchall()]
         waiting = [at for _, at, spent in last if at <= now and not spent]
-        if waiting and (not order or waiting[0] <= due[0][1]):
-            if alone:
-                statement, limit = _RESERVE_LAST, 1
-            else:
-                last_waits = True
+        if waiting and alone and (not order or waiting[0] <= due[0][1]):
+            statement, limit = _RESERVE_LAST, 1
+        else:
+            last_waits = bool(waiting) and (len(order) < limit or waiting[0] <= due[0][1])
     rows = []
     if order or statement is _RESERVE_LAST:
         # Fetched to the end: a half-read RETURNING keeps the write lock.
