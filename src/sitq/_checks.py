@@ -2,18 +2,23 @@
 
 import math
 
+LONGEST_SECONDS = 100 * 365.25 * 24 * 3600.0
+"""A hundred years: what is longer overflows some clock, and is meant to be for ever."""
+
 
 def check_seconds(name: str, value: float) -> float:
     """Returns a duration in seconds, as a float.
 
     Raises:
         TypeError: ``value`` is not a number.
-        ValueError: ``value`` is negative or not finite.
+        ValueError: ``value`` is negative, not finite, or longer than a hundred years.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
+    if value > LONGEST_SECONDS:
+        raise ValueError(f"{name} must be at most a hundred years, in seconds; got {value!r}")
     return float(value)
 
 

@@ -21,6 +21,10 @@ logger = logging.getLogger("sitq.worker")
 CANCEL_GRACE_SECONDS = 2.0
 """How long a cancelled task may take to clean up before it is given back nevertheless."""
 
+OVERLAP_FROM_SLOTS = 16
+"""From how many slots on a reservation takes half of them, so that one half of the tasks runs while
+the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
+
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 5.0
 RELEASE_TRIES = 3
@@ -50,17 +54,26 @@ class Dispatcher:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
-        self._threads = ThreadPool(settings.max_concurrency, "sitq-worker")
+        slots = settings.max_concurrency
+        self._batch = min(settings.batch_size, slots if slots < OVERLAP_FROM_SLOTS else slots // 2)
+        self._threads = ThreadPool(slots, "sitq-worker")
         self._held: set[HeldTask] = set()  # until the outcome is recorded
         self._renewer = Renewer(backend, settings.lease, self._held.copy)
         self._running = 0
+        self._reserving = 0  # reservations under way
+        self._asked_for = 0  # and how many tasks they may bring
         self._unrecorded = 0  # outcomes that the backend has refused so far
         self._outcomes: list[tuple[HeldTask, Outcome]] = []
         self._recording: asyncio.Task[None] | None = None
         self._given_back: list[ReservedTask] = []
         self._wakeup = asyncio.Event()
         self._look = True  # another look may find something
-        self._sleep_seconds = settings.poll_interval
+        self._saturated = False  # the latest look brought all that it asked for
+        self._look_at = self._loop.time() + settings.poll_interval
+        self._watch = contextlib.ExitStack()
+        self._watching = False
+        self._until_empty = False
+        self._error: Exception | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._lone: HeldTask | None = None  # a last attempt, which runs alone
         self._last_waiting = False
@@ -77,52 +90,30 @@ class Dispatcher:
         self._stopping = True
         self._wakeup.set()
 
-    async def serve(self) -> None:
-        """Runs what becomes due until :meth:`stop` is called."""
-        with contextlib.ExitStack() as watch:
-            watching = False
-            while not self._stopping:
+    async def serve(self, *, until_empty: bool = False) -> None:
+        """Runs what becomes due until :meth:`stop` is called.
+
+        Args:
+            until_empty: Return as well when nothing is due and nothing is running.
+
+        Raises:
+            BackendError: A reservation failed; only where ``until_empty`` is set.
+        """
+        self._until_empty = until_empty
+        with self._watch:
+            while not self._stopping and self._error is None:
                 self._wakeup.clear()
                 self._record()
                 limit = self._free_slots()
-                if not limit or not self._look:
-                    await self._sleep()
-                    continue
-                self._look = False
-                try:
-                    reservation = await self._reserve(limit)
-                except Exception as error:
-                    self._back_off(error)
-                    continue
-                self._retry_seconds = FIRST_RETRY_SECONDS
-                if len(reservation.tasks) >= limit:
-                    self._look = True
-                    watch.close()
-                    watching = False
-                elif not watching:
-                    # What came between the look and the watch is found by another look.
-                    watch.enter_context(self._backend.watch(self._on_change))
-                    watching = self._look = True
-                due = reservation.next_due_in
-                self._sleep_seconds = min(self._settings.poll_interval, float("inf") if due is None else max(due, 0))
-
-    async def drain(self) -> None:
-        """Runs what is due until nothing is left.
-
-        Raises:
-            BackendError: A reservation failed.
-        """
-        while not self._stopping:
-            self._wakeup.clear()
-            self._record()
-            limit = self._free_slots()
-            if limit:
-                reservation = await self._reserve(limit)
-                if reservation.tasks:
-                    continue
-                if not self._held and not reservation.last_attempt_waiting:
+                if limit and (self._look or self._saturated) and self._reserving <= self._saturated:
+                    self._look = False
+                    asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
+                elif until_empty and not (self._held or self._look or self._reserving):
                     return
-            await self._wakeup.wait()
+                else:
+                    await self._sleep()
+        if self._error is not None:
+            raise self._error
 
     async def finish(self, timeout: float | None) -> None:
         """Waits for the running tasks, then gives back what is left and ends the threads.
@@ -131,7 +122,7 @@ class Dispatcher:
             timeout: Seconds until what still runs is cancelled; ``None`` waits as long as it takes.
         """
         self._stopping = True
-        await self._wait(lambda: not self._running, timeout)
+        await self._wait(lambda: not (self._running or self._reserving), timeout)
         if self._running:
             await self._cancel_running()
         # Others may take what is not recorded once its lease is over: no use in trying longer.
@@ -148,28 +139,61 @@ class Dispatcher:
         """Returns how many tasks may be taken now."""
         if self._lone is not None or (self._held and time.monotonic() < self._quiet_until):
             return 0
-        settings = self._settings
         # Outcomes that wait for an earlier recording still hold their tasks.
-        free = settings.max_concurrency - self._running - self._unrecorded - len(self._outcomes)
-        return min(free, settings.batch_size)
+        taken = self._running + self._asked_for + self._unrecorded + len(self._outcomes)
+        return min(self._settings.max_concurrency - taken, self._batch)
 
-    async def _reserve(self, limit: int) -> Reservation:
+    async def _reserve(self, limit: int) -> None:
+        """Takes due tasks and starts them."""
         before = time.monotonic()  # a lease cannot have begun earlier
-        lease = self._settings.lease
-        reservation = await self._backend.reserve(limit, lease=lease, alone=not self._held)
+        alone = not (self._held or self._reserving)
+        self._reserving += 1
+        self._asked_for += limit
+        try:
+            reservation = await self._backend.reserve(limit, lease=self._settings.lease, alone=alone)
+        except Exception as error:
+            self._saturated = False
+            if self._until_empty:
+                self._error = error
+            else:
+                self._back_off(error)
+            return
+        finally:
+            self._reserving -= 1
+            self._asked_for -= limit
+            self._wakeup.set()
+        self._retry_seconds = FIRST_RETRY_SECONDS
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
+        if self._stopping:
+            self._given_back += reservation.tasks
+            return
         if reservation.tasks:
             logger.debug("reserved %d tasks", len(reservation.tasks))
             for task in reservation.tasks:
                 self._start(HeldTask(task, before))
+        self._plan(reservation, limit, before)
+
+    def _plan(self, reservation: Reservation, limit: int, now: float) -> None:
+        """Decides when to look again."""
+        settings = self._settings
+        self._saturated = len(reservation.tasks) >= limit
+        if self._saturated:
+            self._watch.close()
+            self._watching = False
+        elif not self._watching and not self._until_empty:
+            # What came between the look and the watch is found by another look.
+            self._watch.enter_context(self._backend.watch(self._on_change))
+            self._watching = self._look = True
+        due = reservation.next_due_in
+        self._look_at = self._loop.time() + (
+            settings.poll_interval if due is None else min(max(due, 0), settings.poll_interval)
+        )
         self._last_waiting = reservation.last_attempt_waiting
-        if self._last_waiting and before >= self._quiet_until + lease:
+        if self._last_waiting and now >= self._quiet_until + settings.lease:
             # Become empty for it, but for no longer than a lease: one endless neighbour must not
             # stop the service. Then serve for as long, and try again.
-            self._quiet_until = before + lease
-            self._loop.call_later(lease, self._on_change)
-        return reservation
+            self._quiet_until = now + settings.lease
 
     def _start(self, held: HeldTask) -> None:
         self._held.add(held)
@@ -193,6 +217,7 @@ class Dispatcher:
             return  # it was given back while it ignored its cancellation
         self._running -= 1
         self._wakeup.set()
+        self._look |= self._until_empty  # it may have enqueued others
         if outcome.error is not None and self._was_cancelled():
             self._give_back(held)
             return
@@ -322,16 +347,19 @@ class Dispatcher:
 
     def _back_off(self, error: Exception) -> None:
         logger.warning("reserving failed, trying again in %.2f seconds: %s", self._retry_seconds, error)
-        self._sleep_seconds = self._retry_seconds
+        self._look_at = self._loop.time() + self._retry_seconds
         self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
 
     async def _sleep(self) -> None:
         """Sleeps until something happens, or until the next look is due."""
-        timer = self._loop.call_later(self._sleep_seconds, self._on_change)
+        timer = None
+        if not self._reserving:
+            timer = self._loop.call_at(self._look_at, self._on_change)
         try:
             await self._wakeup.wait()
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
         """Records what finishes until ``condition`` holds, at most ``timeout`` seconds."""

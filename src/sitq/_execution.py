@@ -6,10 +6,9 @@ import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sitq._threads import Returned
 from sitq.models import Outcome, ReservedTask
@@ -19,8 +18,7 @@ ERROR_LIMIT_CHARACTERS = 10_000
 TRACEBACK_LIMIT_CHARACTERS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class CurrentTask:
+class CurrentTask(NamedTuple):
     """What a running task may know of itself.
 
     Attributes:

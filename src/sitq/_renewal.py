@@ -95,10 +95,11 @@ class Renewer:
             level = logging.WARNING if isinstance(error, BackendError) else logging.ERROR
             logger.log(level, "renewing the leases of %d tasks failed: %s", len(due), error)
             return
+        refused = {(task.key, task.claim) for task in lost}
         for held in due:
-            if held.task not in lost:
+            if (held.task.key, held.task.claim) not in refused:
                 held.renewed = now
-            elif not held.lost:
+            elif not held.lost and held.aio is not None and not held.aio.done():
                 held.lost = True
                 logger.warning(
                     "task %s (%s) lost its lease in attempt %d and may be run elsewhere; "

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sitq.errors import TaskFailedError
 
@@ -32,15 +32,14 @@ class TaskId[T](str):
 
 
 def new_task_id() -> str:
-    """Returns a UUIDv7 (RFC 9562), so that ids sort by the time they were made.
+    """Returns a UUIDv7 (RFC 9562) as 32 hexadecimal digits, so that ids sort by the time they were made.
 
     Time-ordered keys keep insertion at one end of a backend's index; random ones touch all of it.
     The bits below the millisecond hold its fraction (method 3 of section 6.2).
     """
     milliseconds, fraction = divmod(time.time_ns(), 1_000_000)
     high = milliseconds << 16 | 0x7000 | fraction * 4096 // 1_000_000
-    h = f"{high << 64 | 1 << 63 | _random.getrandbits(62):032x}"
-    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+    return f"{high << 64 | 1 << 63 | _random.getrandbits(62):032x}"
 
 
 def new_claim() -> int:
@@ -113,8 +112,7 @@ class ReservedTask:
         return self.attempt >= self.max_attempts
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
     Attributes:

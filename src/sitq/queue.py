@@ -66,7 +66,11 @@ class TaskQueue:
 
     async def __aenter__(self) -> Self:
         """Connects."""
-        await self._connect()
+        try:
+            await self._connect()
+        except BaseException:
+            await self.close()  # __aexit__ does not follow on this
+            raise
         return self
 
     async def __aexit__(
@@ -86,9 +90,14 @@ class TaskQueue:
         connecting, self._connecting = self._connecting, None
         self._connected = False
         if connecting is not None:
+            # Shielded: a close that is cancelled half way must not leave the file open for good.
+            await asyncio.shield(asyncio.ensure_future(self._disconnect(connecting)))
+
+    async def _disconnect(self, connecting: asyncio.Future[None]) -> None:
+        if not connecting.done():
             await asyncio.wait([connecting])
-            if not connecting.cancelled() and connecting.exception() is None:
-                await self._backend.close()
+        if not connecting.cancelled() and connecting.exception() is None:
+            await self._backend.close()
 
     async def _connect(self) -> None:
         if self._connecting is None:
@@ -284,7 +293,7 @@ def check_eta(eta: Eta) -> Eta:
 
     Raises:
         TypeError: It is not a datetime.
-        ValueError: It is naive; the message shows the fix.
+        ValueError: It is naive, and the message shows the fix; or it has no counterpart in UTC.
     """
     if eta is None:
         return None
@@ -295,4 +304,7 @@ def check_eta(eta: Eta) -> Eta:
             f"eta must be timezone-aware, and {eta!r} is naive: write "
             f"datetime.now(UTC) + timedelta(...), or eta.replace(tzinfo=UTC) if it is in UTC"
         )
-    return eta.astimezone(UTC)
+    try:
+        return eta.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"eta {eta!r} is out of the range of datetime in UTC") from error

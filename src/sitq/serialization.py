@@ -7,9 +7,8 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sitq.errors import SerializationError
 
@@ -154,23 +153,22 @@ def _format() -> str:
     return f"sitq-{ENVELOPE_VERSION} {python} cloudpickle-{version('cloudpickle')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a payload holds: a function, or its import path, and what to call it with."""
 
     func: Callable[..., Any] | str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    context: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    context: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """The function's import path, or as near to one as it has."""
         func = self.func
+        while isinstance(func, partial):
+            func = func.func
         if isinstance(func, str):
             return func
-        if isinstance(func, partial):
-            return Call(func.func).name
         named = func if hasattr(func, "__qualname__") else type(func)
         return f"{named.__module__}:{named.__qualname__}"
 

@@ -1,12 +1,15 @@
 """The same queue for code that has no event loop."""
 
 import asyncio
+import concurrent.futures
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, overload
 
 from sitq.backends.base import Backend
+from sitq.errors import BackendError
 from sitq.models import Result, TaskId
 from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
 from sitq.serialization import Serializer
@@ -39,6 +42,7 @@ class SyncTaskQueue:
             default_result_timeout=default_result_timeout,
             max_attempts=max_attempts,
         )
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -60,30 +64,49 @@ class SyncTaskQueue:
     def close(self) -> None:
         """Lets go of the backend and ends the background thread. Safe to call at any time.
 
-        A call after it connects again.
+        A call that waits in another thread ends with a ``BackendError``. A call that comes later
+        connects again.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
         """
         _refuse_running_loop()
+        if self._pid != os.getpid():
+            return  # the thread stayed in the parent, and so did the connection
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-        if loop is not None and thread is not None:
-            asyncio.run_coroutine_threadsafe(self._queue.close(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+            if loop is not None and thread is not None:
+                asyncio.run_coroutine_threadsafe(self._end(), loop).result()
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
+                loop.close()
+
+    async def _end(self) -> None:
+        await self._queue.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         _refuse_running_loop()
+        if self._pid != os.getpid():
+            raise BackendError(
+                "this SyncTaskQueue was made before a fork(), and its thread stayed in the parent; "
+                "make a new queue and a new backend in the child"
+            )
         with self._lock:
-            loop = self._loop
-            if loop is None:
-                loop = self._loop = asyncio.new_event_loop()
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
                 # A daemon: an unclosed queue must not keep the interpreter from exiting.
-                self._thread = threading.Thread(target=loop.run_forever, name="sitq-sync", daemon=True)
+                self._thread = threading.Thread(target=self._loop.run_forever, name="sitq-sync", daemon=True)
                 self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(function(), loop)
+            future = asyncio.run_coroutine_threadsafe(function(), self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise BackendError("the SyncTaskQueue was closed while this call waited") from None
         except BaseException:
             future.cancel()  # KeyboardInterrupt: nobody waits for it any more
             raise

@@ -129,8 +129,9 @@ class Worker:
         with self._signals():
             try:
                 await self.start()
-                if self._main is not None:
-                    await asyncio.wait([self._main])
+                if (main := self._main) is not None:
+                    await asyncio.wait([main])
+                    main.result()  # what ended it, if that was not stop()
             finally:
                 await self.stop()
 
@@ -165,8 +166,8 @@ class Worker:
         self._main = None
         if self._started is not None:
             self._started.cancel()
-        if not main.cancelled() and main.exception() is not None:
-            logger.debug("worker ended with an error", exc_info=main.exception())
+        if not main.cancelled() and (error := main.exception()) is not None:
+            logger.error("the worker ended with %s", type(error).__name__, exc_info=error)
 
     async def _live(self, started: asyncio.Future[None], *, drain: bool) -> int:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
@@ -185,7 +186,7 @@ class Worker:
             if self._stopping:
                 dispatcher.stop()
             started.set_result(None)
-            await (dispatcher.drain() if drain else dispatcher.serve())
+            await dispatcher.serve(until_empty=drain)
         except BaseException:
             timeout = 0.0  # cancelled, or the backend is gone: keep nobody waiting
             raise

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import get_args
@@ -70,6 +70,8 @@ class SQLiteBackend:
         if isinstance(retention, timedelta):
             retention = retention.total_seconds()
         path = os.fspath(path)
+        if not isinstance(path, str):
+            raise TypeError(f"path must be a str or a path to one, not {type(path).__name__}")
         # An absolute path: the host may change its working directory. SQLite follows links, and
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
@@ -84,7 +86,7 @@ class SQLiteBackend:
         self._users = 0
         # Not an asyncio future: a second user may wait for it in an event loop of its own.
         self._opening: concurrent.futures.Future[Connection] | None = None
-        self._prune_after = 0.0
+        self._prune_at = 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -119,7 +121,7 @@ class SQLiteBackend:
 
     async def _open(self, opening: concurrent.futures.Future[Connection]) -> None:
         # A task of its own, for others may wait for the file when the first caller is cancelled.
-        connection = Connection(self._path, self._durability, self._busy_timeout)
+        connection = Connection(self._path, self._durability, self._busy_timeout, self._clock)
         try:
             await connection.open()
         except BaseException as error:
@@ -164,12 +166,7 @@ class SQLiteBackend:
                     "elsewhere and pass a reference, or raise the limit"
                 )
         await self._connected().call(
-            Job(
-                lambda connection: statements.insert(connection, self._now(), tasks),
-                "write",
-                synced=True,
-                on_commit=self._touch,
-            ),
+            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, on_commit=self._touch),
             # Now, not after the commit: the worker's look queues right behind the insert.
             on_queued=lambda: self._watchers.notify((None,)),
         )
@@ -177,23 +174,33 @@ class SQLiteBackend:
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
         claim = new_claim()
+        until = 0
 
-        def look(connection: sqlite3.Connection) -> Reservation:
-            now = self._now()
-            # First: what fails after a reservation would strand it.
-            self._prune(connection, now)
-            return statements.reserve(connection, now, limit, _micros(lease), claim, alone)
+        def wanted(connection: sqlite3.Connection, now: int) -> bool:
+            return statements.is_due(connection, now) or self._may_prune(connection, now)
+
+        def changes(now: int) -> Iterator[statements.Row]:
+            nonlocal until
+            until = now + _micros(lease)
+            yield statements.reserve(now, limit, claim, until, alone)
+            if self._prunes_now():
+                yield statements.prune(now, self._keep_after(now))
+
+        def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> Reservation:
+            if self._prunes_now() and not self._may_prune(connection, now):
+                self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
+            return statements.reserved(connection, now, limit, claim, until, notes)
 
         return await self._connected().call(
-            Job(look, "look", on_commit=self._tell_buried, on_abandoned=self._give_back)
+            Job(read, changes, wanted=wanted, on_commit=self._tell_buried, on_abandoned=self._give_back)
         )
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
         return await self._connected().call(
             Job(
-                lambda connection: statements.renew(connection, self._now() + _micros(lease), tasks),
-                "write",
+                lambda _, __, notes: statements.refused(tasks, notes),
+                lambda now: statements.renew(now, tasks, now + _micros(lease)),
             )
         )
 
@@ -208,8 +215,8 @@ class SQLiteBackend:
     async def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
         return await self._connected().call(
             Job(
-                lambda connection: statements.finish(connection, self._now(), status, outcomes),
-                "write",
+                lambda connection, _, notes: statements.unrecorded(connection, outcomes, status, notes),
+                lambda now: statements.finish(now, outcomes, status),
                 on_commit=lambda _: self._tell([outcome.task.task_id for outcome in outcomes]),
             )
         )
@@ -220,8 +227,8 @@ class SQLiteBackend:
 
     def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
         return Job(
-            lambda connection: statements.release(connection, self._now(), tasks),
-            "write",
+            lambda _, __, notes: statements.refused(tasks, notes),
+            lambda now: statements.release(now, tasks),
             on_commit=lambda _: self._tell([None]),
         )
 
@@ -231,7 +238,7 @@ class SQLiteBackend:
         Raises:
             BackendCorruptError: Its row holds what sitq did not write.
         """
-        return await self._connected().call(Job(lambda connection: statements.get_result(connection, task_id), "read"))
+        return await self._connected().call(Job(lambda connection, *_: statements.get_result(connection, task_id)))
 
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` when another look may find something; see :class:`~sitq.Backend`."""
@@ -242,9 +249,6 @@ class SQLiteBackend:
         if opening is None or not opening.done():
             raise BackendError(f"{self._path} is not open: call connect() first")
         return opening.result()
-
-    def _now(self) -> int:
-        return _micros(self._clock())
 
     def _touch(self, _: object = None) -> None:
         if self._wal_path is not None:
@@ -263,8 +267,15 @@ class SQLiteBackend:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
                 self._connected().post(self._releasing(reservation.tasks))
 
-    def _prune(self, connection: sqlite3.Connection, now: int) -> None:
-        if self._retention is None or time.monotonic() < self._prune_after:
-            return
-        if not statements.prune(connection, now - _micros(self._retention)):
-            self._prune_after = time.monotonic() + PRUNE_PAUSE_SECONDS
+    def _prunes_now(self) -> bool:
+        return self._retention is not None and time.monotonic() >= self._prune_at
+
+    def _keep_after(self, now: int) -> int:
+        return now - _micros(self._retention or 0)
+
+    def _may_prune(self, connection: sqlite3.Connection, now: int) -> bool:
+        return self._prunes_now() and statements.is_prunable(connection, self._keep_after(now))
+
+
+def _nothing(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> None:
+    """What an ``enqueue`` has to read after its commit."""

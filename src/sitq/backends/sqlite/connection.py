@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import aiosqlite
 
 from sitq.backends.sqlite.schema import create_private_file, prepare
+from sitq.backends.sqlite.statements import Notes, Row, apply, install
 from sitq.errors import (
     BackendCorruptError,
     BackendError,
@@ -22,9 +25,9 @@ from sitq.errors import (
 )
 
 type Durability = Literal["enqueue", "full", "normal"]
-type Kind = Literal["read", "look", "write"]
 
 CACHED_STATEMENTS = 128
+IDENTITY_CHECK_SECONDS = 0.1
 
 _AGAIN = "nothing was changed; try again later"
 _ERRORS: dict[int, tuple[type[BackendError], str]] = {
@@ -71,30 +74,35 @@ def translate(error: sqlite3.Error, path: str) -> BackendError:
 
 
 class Job[T]:
-    """A function for the connection's thread, and who waits for it.
+    """Something to change and something to read, and who waits for it.
 
     Attributes:
-        run: Called once with the connection; called again, alone, if a merged transaction failed.
-        kind: ``"write"`` needs the write lock; ``"look"`` takes it itself, and only when it found
-            something, with statements that are atomic each; ``"read"`` never does.
+        read: Called on the connection's thread, after the changes were committed, with the
+            connection, the time in microseconds and what there is to note about the changes.
+        changes: Gives, for a time, the changes to make; ``None`` where the job only reads. Called
+            again, alone, where changes that were merged with others failed.
+        wanted: Asked, where nothing else in the hop writes, whether the changes would change
+            anything: trying costs the write lock.
         synced: Whether the commit has to survive a power cut.
-        on_commit: Called on the thread with the result, once it is committed.
+        on_commit: Called on the thread with the result.
         on_abandoned: Called with the result where nobody waits for it any more.
     """
 
-    __slots__ = ("error", "future", "kind", "on_abandoned", "on_commit", "result", "run", "synced")
+    __slots__ = ("changes", "error", "future", "on_abandoned", "on_commit", "read", "result", "synced", "wanted")
 
     def __init__(
         self,
-        run: Callable[[sqlite3.Connection], T],
-        kind: Kind,
+        read: Callable[[sqlite3.Connection, int, Notes], T],
+        changes: Callable[[int], Iterable[Row]] | None = None,
         *,
+        wanted: Callable[[sqlite3.Connection, int], bool] | None = None,
         synced: bool = False,
         on_commit: Callable[[T], object] | None = None,
         on_abandoned: Callable[[T], object] | None = None,
     ) -> None:
-        self.run = run
-        self.kind = kind
+        self.read = read
+        self.changes = changes
+        self.wanted = wanted
         self.synced = synced
         self.on_commit = on_commit
         self.on_abandoned = on_abandoned
@@ -117,14 +125,17 @@ class Job[T]:
 class Connection:
     """One SQLite connection on a thread of its own.
 
-    Jobs that arrive while the thread is busy are run together at its next turn, in one transaction
-    (group commit): a lone caller pays one hop, a thousand concurrent ones pay a few.
+    Jobs that arrive while the thread is busy are carried out together at its next turn, in one
+    transaction (group commit): a lone caller pays one hop, a thousand concurrent ones pay a few.
+    But a hop takes one reservation only: while a worker runs what it gave out, the thread can be
+    at the next one.
     """
 
-    def __init__(self, path: str, durability: Durability, busy_timeout: float) -> None:
+    def __init__(self, path: str, durability: Durability, busy_timeout: float, clock: Callable[[], float]) -> None:
         self._path = path
         self._durability = durability
         self._busy_timeout = busy_timeout
+        self._clock = clock
         self._jobs: deque[Job[Any]] = deque()
         self._lock = threading.Lock()
         self._hop_queued = False
@@ -132,6 +143,7 @@ class Connection:
         self._forks = _forks
         self._synchronous = ""
         self._identity: tuple[int, int] | None = None
+        self._identity_checked = 0.0
 
     async def open(self) -> None:
         """Opens the file, creating it for its owner only, and brings it to the current schema."""
@@ -159,12 +171,17 @@ class Connection:
         _stop_at_exit(self._aiosqlite)
         self._sqlite = self._aiosqlite._conn
         try:
-            await self.call(Job(lambda connection: prepare(connection, self._path), "read"))
-            if not in_memory:
-                self._identity = self._stat()
+            await self.call(Job(lambda connection, *_: self._prepare(connection)))
         except BaseException:
             await asyncio.shield(self.close())
             raise
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        prepare(connection, self._path)
+        install(connection)
+        self._synchronous = ""  # whatever it is by now
+        if self._path != ":memory:":
+            self._identity = self._stat()
 
     async def close(self) -> None:
         """Runs what is queued, then closes the connection and ends the thread."""
@@ -213,18 +230,17 @@ class Connection:
             if self._hop_queued:
                 return
             self._hop_queued = True
+            self._queue_hop()
+
+    def _queue_hop(self) -> None:
         # aiosqlite has no public call for "run this on your thread, and wake nobody": its own
         # future would wake the loop a second time for each hop.
         self._aiosqlite._tx.put_nowait((None, self._hop))
 
     def _hop(self) -> None:
-        with self._lock:
-            jobs = list(self._jobs)
-            self._jobs.clear()
-            self._hop_queued = False
+        jobs = self._take()
         try:
-            self._check_identity()
-            self._run(jobs)
+            self._run(jobs, int(self._clock() * 1_000_000))
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
@@ -240,47 +256,56 @@ class Connection:
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(_deliver, delivered)
 
-    def _run(self, jobs: list[Job[Any]]) -> None:
-        writers = [job for job in jobs if job.kind == "write"]
-        self._set_synchronous(full=any(job.synced for job in writers))
+    def _take(self) -> list[Job[Any]]:
+        """Returns what is queued, up to the second reservation."""
+        with self._lock:
+            jobs = list(self._jobs)
+            reservations = [n for n, job in enumerate(jobs) if job.wanted is not None]
+            if len(reservations) > 1:
+                del jobs[reservations[1] :]
+                for _ in jobs:
+                    self._jobs.popleft()
+                self._queue_hop()
+            else:
+                self._jobs.clear()
+                self._hop_queued = False
+        return jobs
+
+    def _run(self, jobs: list[Job[Any]], now: int) -> None:
+        connection = self._sqlite
+        writers = [job for job in jobs if job.changes and not job.wanted]
+        synced = any(job.synced for job in writers)
+        self._check_identity(at_once=synced)
+        self._set_synchronous(full=synced)
         if not writers:
-            for job in jobs:
-                self._run_alone(job, transaction=False)
-            return
+            writers = [job for job in jobs if job.wanted and job.wanted(connection, now)]
+        else:
+            writers = [job for job in jobs if job.changes]
         try:
-            self._transaction(jobs)
-        except sqlite3.Error as error:
+            changes = (job.changes(now) for job in writers if job.changes)
+            notes = apply(connection, itertools.chain.from_iterable(changes))
+        except Exception as error:
+            if len(jobs) == 1:
+                raise
             busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             for job in jobs:
-                if busy and job.kind != "read":
-                    job.error = self._translated(error)  # waited for the lock once: that is enough
+                if busy and job in writers:
+                    job.error = self._translated(error)  # it waited for the lock once: enough
                 else:
-                    self._run_alone(job, transaction=job.kind == "write")
-        except Exception:
-            # One job of several is at fault: each gets a transaction, and an answer, of its own.
-            for job in jobs:
-                self._run_alone(job, transaction=job.kind == "write")
+                    self._run_alone(job, now)
+            return
+        for job in jobs:
+            try:
+                job.result = job.read(connection, now, notes)
+            except Exception as error:
+                job.error = self._translated(error)
 
-    def _run_alone(self, job: Job[Any], *, transaction: bool) -> None:
+    def _run_alone(self, job: Job[Any], now: int) -> None:
+        # One of several is at fault: each gets a transaction, and an answer, of its own.
         try:
-            if transaction:
-                self._transaction([job])
-            else:
-                job.result = job.run(self._sqlite)
-        except BaseException as error:
+            self._run([job], now)
+        except Exception as error:
             job.error = self._translated(error)
-
-    def _transaction(self, jobs: list[Job[Any]]) -> None:
-        connection = self._sqlite
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for job in jobs:
-                job.result = job.run(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # a full disk has rolled back already
-                connection.execute("ROLLBACK")
-            raise
 
     def _set_synchronous(self, *, full: bool) -> None:
         # Set in the hop that needs it: the level belongs to the connection, and between two hops
@@ -308,9 +333,14 @@ class Connection:
             ) from error
         return found.st_dev, found.st_ino
 
-    def _check_identity(self) -> None:
-        # SQLite goes on writing into a file that has lost its name, and nothing fails.
-        if self._identity is not None and self._stat() != self._identity:
+    def _check_identity(self, *, at_once: bool) -> None:
+        # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked for each
+        # acknowledgement, else now and then: it costs the interpreter lock, between two tasks.
+        now = time.monotonic()
+        if self._identity is None or not (at_once or now >= self._identity_checked + IDENTITY_CHECK_SECONDS):
+            return
+        self._identity_checked = now
+        if self._stat() != self._identity:
             raise BackendUnavailableError(
                 f"{self._path} is another file than the one that was opened: it was replaced while "
                 "it was open; put it back, or restart what uses it"

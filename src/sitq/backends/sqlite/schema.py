@@ -6,7 +6,7 @@ import stat
 import time
 from pathlib import Path
 
-from sitq.errors import BackendCorruptError, BackendVersionError
+from sitq.errors import BackendCorruptError, BackendUnavailableError, BackendVersionError
 
 APPLICATION_ID = 0x73697471  # "sitq", where the `file` command looks for it
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
@@ -73,9 +73,12 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
         BackendVersionError: The file was written by a newer sitq.
         sqlite3.Error: SQLite refused the file.
     """
+    # What is refused is left as it is: SQLite would empty its -wal file on closing.
+    connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
     version = _checked_version(connection, path)
+    connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
     if path != ":memory:":
-        _switch_to_wal(connection)
+        _switch_to_wal(connection, path)
     connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
     if version < SCHEMA_VERSION:
         _migrate(connection, path)
@@ -90,6 +93,8 @@ def _checked_version(connection: sqlite3.Connection, path: str) -> int:
             f"{path} is a SQLite database, but not one of sitq's: give sitq a file of its own; "
             "this one was left as it is"
         )
+    if application != APPLICATION_ID and version <= SCHEMA_VERSION:
+        return 0
     if version > SCHEMA_VERSION:
         raise BackendVersionError(
             f"{path} has schema version {version}, and this sitq knows versions up to {SCHEMA_VERSION}: "
@@ -98,17 +103,22 @@ def _checked_version(connection: sqlite3.Connection, path: str) -> int:
     return version
 
 
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
+def _switch_to_wal(connection: sqlite3.Connection, path: str) -> None:
     # Asking for WAL needs an exclusive lock and reports SQLITE_BUSY at once, whatever the busy
     # timeout, when several processes open a fresh file together.
     deadline = time.monotonic() + SWITCH_TO_WAL_SECONDS
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal":
+                return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+        if time.monotonic() > deadline:
+            raise BackendUnavailableError(
+                f"{path} cannot be switched to write-ahead logging, which needs a local file system; move the file"
+            )
+        time.sleep(0.01)
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:

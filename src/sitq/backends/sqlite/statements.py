@@ -1,7 +1,30 @@
-"""Every change of state: functions that run on the connection's thread, within one hop."""
+"""Every change of state, in SQL.
 
+A change is a row that is inserted into the temporary view ``change``; the view's triggers carry it
+out. So whatever a hop has to change is one ``INSERT``: one statement, which is one transaction and
+one step of SQLite's, during which the interpreter lock is free and the event loop can run tasks.
+A statement for each change, between BEGIN and COMMIT, took a third longer, and each of them had to
+get the interpreter lock back from the loop.
+
+========  ========  ==============  ============  ===============  ==========  ======  =========
+op        key       claim           at            a                b           c       d
+========  ========  ==============  ============  ===============  ==========  ======  =========
+enqueue   task_id   max_attempts    due           payload          name        format
+reserve   limit     claim           lease's end   alone
+renew     id        claim           lease's end
+finish    id        claim                         status           result      error   traceback
+release   id        claim
+prune     limit                     older than
+========  ========  ==============  ============  ===============  ==========  ======  =========
+
+``now`` goes with each. What could not be done for want of a claim, and which tasks were buried, is
+told in the temporary table ``note``. The triggers belong to the connection, not to the file.
+"""
+
+import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 from sitq.errors import BackendCorruptError
@@ -18,107 +41,196 @@ from sitq.models import (
     to_micros,
 )
 
-ROWS_PER_STATEMENT = 128  # times seven columns stays below 999 variables, SQLite's smallest limit
+type Row = tuple[Any, ...]
+type Notes = frozenset[tuple[str, Any, int]]
+
 BURIED_PER_RESERVATION = 100
 PRUNED_PER_RESERVATION = 200
+ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+"""Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
+A hundred times nine columns stays below 999, the smallest limit of variables that SQLite has."""
 
 STATUSES = frozenset(get_args(Status.__value__))
 
-_INSERT = """
-    INSERT INTO tasks (task_id, payload, name, format, max_attempts, enqueued_at, available_at)
-    VALUES {rows}
-"""
+# The live rows, by whether their next attempt is the last one (see schema.py).
+_DUE = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1"
+_LAST = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1"
+_OLD = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
+_HELD = "id = NEW.key AND claim = NEW.claim AND finished_at IS NULL"
+_OLDEST_FIRST = "ORDER BY available_at, id"
+_NOTE_REFUSAL = "INSERT INTO note SELECT 'refused', NEW.key, NEW.claim WHERE changes() = 0;"
+_RESERVE = "status = 'in_progress', attempt = attempt + 1, claim = NEW.claim, started_at = NEW.now"
 
-# One row count tells whether every claim still held. Rows of values instead of one statement a
-# row: the whole batch is one step of SQLite's, during which the interpreter lock is free.
-_FINISH = """
-    UPDATE tasks SET status = v.column3, finished_at = ?, result = v.column4, error = v.column5,
-        traceback = v.column6
-    FROM (VALUES {rows}) AS v
-    WHERE tasks.id = v.column1 AND tasks.claim = v.column2 AND tasks.finished_at IS NULL
-"""
-_IS_RECORDED = """
-    SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ? AND finished_at IS NOT NULL
-"""
+_TRIGGERS = {
+    "enqueue": """
+        INSERT INTO tasks (task_id, max_attempts, available_at, payload, name, format, enqueued_at)
+        VALUES (NEW.key, NEW.claim, NEW.at, NEW.a, NEW.b, NEW.c, NEW.now);
+    """,
+    # First what nobody may try again, then a last attempt, if it is the oldest and its worker is
+    # empty, and only where there was none the others. Leases end a microsecond apart, in the order
+    # in which the tasks were due: that is how the order is read back.
+    "reserve": f"""
+        INSERT INTO note SELECT 'buried', task_id, NEW.claim
+            FROM {_LAST} AND max_attempts <= attempt AND available_at <= NEW.now
+            {_OLDEST_FIRST} LIMIT {BURIED_PER_RESERVATION};
+        UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
+            error = 'WorkerDiedError: each of ' || attempt || ' attempts ended with the death of its '
+                || 'worker, or with a lease that was not renewed; the last one ran alone'
+            WHERE task_id IN (SELECT key FROM note WHERE kind = 'buried' AND claim = NEW.claim);
+        UPDATE tasks SET {_RESERVE}, available_at = NEW.at
+            WHERE NEW.a AND available_at <= ifnull((SELECT min(available_at) FROM {_DUE}), available_at)
+            AND id = (SELECT id FROM {_LAST} AND max_attempts > attempt AND available_at <= NEW.now
+                {_OLDEST_FIRST} LIMIT 1);
+        UPDATE tasks SET {_RESERVE}, available_at = NEW.at + oldest.n
+            FROM (SELECT id AS key, row_number() OVER ({_OLDEST_FIRST}) AS n FROM (
+                SELECT id, available_at FROM {_DUE} AND available_at <= NEW.now
+                {_OLDEST_FIRST} LIMIT NEW.key)) AS oldest
+            WHERE tasks.id = oldest.key AND changes() = 0;
+    """,
+    "renew": f"UPDATE tasks SET available_at = NEW.at WHERE {_HELD}; {_NOTE_REFUSAL}",
+    # A finished row keeps its claim: so an outcome that was recorded although its commit seemed to
+    # fail is told from one that came too late.
+    "finish": f"""
+        UPDATE tasks SET status = NEW.a, finished_at = NEW.now, result = NEW.b, error = NEW.c, traceback = NEW.d
+            WHERE {_HELD};
+        {_NOTE_REFUSAL}
+    """,
+    "release": f"""
+        UPDATE tasks SET status = 'pending', claim = NULL, attempt = attempt - 1,
+            available_at = min(enqueued_at, NEW.now), started_at = CASE attempt WHEN 1 THEN NULL ELSE started_at END
+            WHERE {_HELD};
+        {_NOTE_REFUSAL}
+    """,
+    "prune": f"DELETE FROM tasks WHERE id IN (SELECT id FROM {_OLD} AND finished_at < NEW.at LIMIT NEW.key);",
+}
 
-_LOOK_DUE = """
-    SELECT id, available_at FROM tasks INDEXED BY tasks_due
-    WHERE finished_at IS NULL AND max_attempts > attempt + 1
-    ORDER BY available_at, id LIMIT ?
+_CHANGES = {
+    count: f"INSERT INTO change VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?, ?, ?)'] * count)}" for count in ROW_COUNTS
+}
+_NO_CHANGE: Row = (None,) * 9
+
+_HEADS = f"""
+    SELECT (SELECT available_at FROM {_DUE} {_OLDEST_FIRST} LIMIT 1),
+        (SELECT available_at FROM {_LAST} {_OLDEST_FIRST} LIMIT 1)
 """
-_LOOK_LAST = """
-    SELECT id, available_at, attempt >= max_attempts FROM tasks INDEXED BY tasks_last
-    WHERE finished_at IS NULL AND max_attempts <= attempt + 1
-    ORDER BY available_at, id LIMIT ?
+_RESERVED = f"""
+    SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
+        FROM {_DUE} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
+    UNION ALL
+    SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
+        FROM {_LAST} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
 """
-_RESERVE = """
-    UPDATE tasks SET status = 'in_progress', attempt = attempt + 1, claim = ?, started_at = ?,
-        available_at = ?
-    WHERE id IN ({chosen})
-    RETURNING id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
-"""
-_RESERVE_DUE = _RESERVE.format(
-    chosen="""
-    SELECT id FROM tasks INDEXED BY tasks_due
-    WHERE finished_at IS NULL AND max_attempts > attempt + 1 AND available_at <= ?
-    ORDER BY available_at, id LIMIT ?"""
-)
-_RESERVE_LAST = _RESERVE.format(
-    chosen="""
-    SELECT id FROM tasks INDEXED BY tasks_last
-    WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND max_attempts > attempt
-        AND available_at <= ?
-    ORDER BY available_at, id LIMIT ?"""
-)
-_BURY = """
-    UPDATE tasks SET status = 'failed', finished_at = ?,
-        error = 'WorkerDiedError: each of ' || attempt || ' attempts ended with the death of its '
-            || 'worker, or with a lease that was not renewed; the last one ran alone'
-    WHERE id IN (
-        SELECT id FROM tasks INDEXED BY tasks_last
-        WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND max_attempts <= attempt
-            AND available_at <= ?
-        ORDER BY available_at, id LIMIT ?)
-    RETURNING task_id
-"""
-_RENEW = "UPDATE tasks SET available_at = ? WHERE id = ? AND claim = ? AND finished_at IS NULL"
-_RELEASE = """
-    UPDATE tasks SET status = 'pending', claim = NULL, attempt = attempt - 1,
-        available_at = min(enqueued_at, ?),
-        started_at = CASE attempt WHEN 1 THEN NULL ELSE started_at END
-    WHERE id = ? AND claim = ? AND finished_at IS NULL
-"""
-_OLD = """
-    SELECT id FROM tasks INDEXED BY tasks_finished
-    WHERE finished_at IS NOT NULL AND finished_at < ? LIMIT ?
-"""
-_PRUNE = f"DELETE FROM tasks WHERE id IN ({_OLD})"
+_IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ? AND finished_at IS NOT NULL"
 _GET = """
     SELECT task_id, status, result, error, traceback, attempt, enqueued_at, started_at, finished_at
     FROM tasks WHERE task_id = ?
 """
 
 
-def _powers_of_two[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cuts ``items`` into pieces of few different sizes, so that few statements are prepared."""
-    start = 0
-    while start < len(items):
-        size = min(1 << (len(items) - start).bit_length() - 1, ROWS_PER_STATEMENT)
-        yield items[start : start + size]
-        start += size
+def install(connection: sqlite3.Connection) -> None:
+    """Makes the view and its triggers, in memory, for this connection."""
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("CREATE TEMP TABLE note (kind, key, claim)")
+    columns = ("op", "now", "key", "claim", "at", "a", "b", "c", "d")
+    nulls = ", ".join(f"NULL AS {column}" for column in columns)
+    connection.execute(f"CREATE TEMP VIEW change AS SELECT {nulls}")
+    for op, body in _TRIGGERS.items():
+        connection.execute(
+            f"CREATE TEMP TRIGGER change_{op} INSTEAD OF INSERT ON change WHEN NEW.op = '{op}' BEGIN {body} END"
+        )
 
 
-def _rows(columns: int, count: int) -> str:
-    row = f"({', '.join('?' * columns)})"
-    return ", ".join([row] * count)
+def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
+    """Carries out changes, all or none, and returns what there is to note about them."""
+    pieces = (list(piece) for piece in itertools.batched(rows, ROW_COUNTS[-1], strict=False))
+    first, second = next(pieces, None), next(pieces, None)
+    if first is None:
+        return frozenset()
+    if second is None:
+        _insert(connection, first)
+    else:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for piece in itertools.chain((first, second), pieces):
+                _insert(connection, piece)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # a full disk has rolled back already
+                connection.execute("ROLLBACK")
+            raise
+    notes = frozenset(connection.execute("SELECT kind, key, claim FROM note").fetchall())
+    if notes:
+        connection.execute("DELETE FROM note")
+    return notes
 
 
-_INSERTS = {1 << n: _INSERT.format(rows=_rows(7, 1 << n)) for n in range(8)}
-_FINISHES = {1 << n: _FINISH.format(rows=_rows(6, 1 << n)) for n in range(8)}
+def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
+    count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(rows))]
+    rows += [_NO_CHANGE] * (count - len(rows))
+    connection.execute(_CHANGES[count], list(itertools.chain.from_iterable(rows)))
 
 
-def _reserved(row: tuple[Any, ...]) -> ReservedTask:
-    key, claim, task_id, payload, name, format_, attempt, max_attempts, micros = row
+def enqueue(now: int, tasks: Sequence[NewTask]) -> Iterator[Row]:
+    """Stores ``tasks`` in this order."""
+    for task in tasks:
+        due = now if task.eta is None else max(now, to_micros(task.eta))
+        yield "enqueue", now, task.task_id, task.max_attempts, due, task.payload, task.name, task.format, None
+
+
+def reserve(now: int, limit: int, claim: int, until: int, alone: bool) -> Row:
+    """Gives out due tasks under ``claim``; :func:`reserved` reads which."""
+    return "reserve", now, limit, claim, until, alone, None, None, None
+
+
+def renew(now: int, tasks: Sequence[ReservedTask], until: int) -> Iterator[Row]:
+    """Moves the end of leases."""
+    for task in tasks:
+        yield "renew", now, task.key, task.claim, until, None, None, None, None
+
+
+def finish(now: int, outcomes: Sequence[Outcome], status: Status) -> Iterator[Row]:
+    """Records outcomes."""
+    for task, result, error, traceback in outcomes:
+        yield "finish", now, task.key, task.claim, None, status, result, error, traceback
+
+
+def release(now: int, tasks: Sequence[ReservedTask]) -> Iterator[Row]:
+    """Gives tasks back with the attempt unspent."""
+    for task in tasks:
+        yield "release", now, task.key, task.claim, None, None, None, None, None
+
+
+def prune(now: int, before: int) -> Row:
+    """Deletes some tasks that finished before ``before``."""
+    return "prune", now, PRUNED_PER_RESERVATION, None, before, None, None, None, None
+
+
+def is_due(connection: sqlite3.Connection, now: int) -> bool:
+    """Whether a reservation would change anything, which costs the write lock to try."""
+    return any(head is not None and head <= now for head in connection.execute(_HEADS).fetchone())
+
+
+def is_prunable(connection: sqlite3.Connection, before: int) -> bool:
+    """Whether :func:`prune` would delete anything."""
+    return connection.execute(f"SELECT 1 FROM {_OLD} AND finished_at < ? LIMIT 1", (before,)).fetchone() is not None
+
+
+def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Reservation:
+    """Reads what a reservation gave out, and what a caller should know of the rest."""
+    rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
+    rows.sort()  # by the end of the lease, which keeps the order
+    due, last = connection.execute(_HEADS).fetchone()
+    ahead = [at - now for at in (due, last) if at is not None and at > now]
+    return Reservation(
+        tasks=[_reserved(row) for row in rows],
+        buried=[key for kind, key, its_claim in notes if kind == "buried" and its_claim == claim],
+        next_due_in=min(ahead) / 1_000_000 if ahead else None,
+        last_attempt_waiting=last is not None and last <= now and (due is None or last <= due),
+    )
+
+
+def _reserved(row: Row) -> ReservedTask:
+    _, key, claim, task_id, payload, name, format_, attempt, max_attempts, micros = row
     try:
         enqueued_at = from_micros(micros)
     except (TypeError, OverflowError):  # another's making; it must not strand the whole batch
@@ -126,96 +238,22 @@ def _reserved(row: tuple[Any, ...]) -> ReservedTask:
     return ReservedTask(key, claim, task_id, payload, name, format_, attempt, max_attempts, enqueued_at)
 
 
-def insert(connection: sqlite3.Connection, now: int, tasks: Sequence[NewTask]) -> None:
-    """Stores ``tasks`` in this order."""
-    for some in _powers_of_two(tasks):
-        values: list[Any] = []
-        for task in some:
-            due = now if task.eta is None else max(now, to_micros(task.eta))
-            values += (
-                task.task_id,
-                task.payload,
-                task.name,
-                task.format,
-                task.max_attempts,
-                now,
-                due,
-            )
-        connection.execute(_INSERTS[len(some)], values)
+def refused(tasks: Iterable[ReservedTask], notes: Notes) -> list[ReservedTask]:
+    """Returns the tasks whose claim did not hold."""
+    if not notes:
+        return []
+    return [task for task in tasks if ("refused", task.key, task.claim) in notes]
 
 
-def reserve(connection: sqlite3.Connection, now: int, limit: int, lease: int, claim: int, alone: bool) -> Reservation:
-    """Gives out due tasks under ``claim``; see :meth:`sitq.Backend.reserve`.
-
-    Looks first: an ``UPDATE`` takes the write lock even where it finds nothing.
-    """
-    due = connection.execute(_LOOK_DUE, (limit,)).fetchall()
-    last = connection.execute(_LOOK_LAST, (BURIED_PER_RESERVATION,)).fetchall()
-    next_due = [at for _, at, *_ in (*due, *last) if at > now]
-    order = {key: n for n, (key, at) in enumerate(due) if at <= now}
-    statement, last_waits, buried = _RESERVE_DUE, False, []
-    if last and last[0][1] <= now:
-        buried = [task_id for (task_id,) in connection.execute(_BURY, (now, now, BURIED_PER_RESERVATION)).fetchall()]
-        waiting = [at for _, at, spent in last if at <= now and not spent]
-        if waiting and alone and (not order or waiting[0] <= due[0][1]):
-            statement, limit = _RESERVE_LAST, 1
-        else:
-            last_waits = bool(waiting) and (len(order) < limit or waiting[0] <= due[0][1])
-    rows = []
-    if order or statement is _RESERVE_LAST:
-        # Fetched to the end: a half-read RETURNING keeps the write lock.
-        parameters = (claim, now, now + lease, now, limit)
-        rows = connection.execute(statement, parameters).fetchall()
-        rows.sort(key=lambda row: order.get(row[0], limit))  # they come back in any order
-    return Reservation(
-        tasks=[_reserved(row) for row in rows],
-        buried=buried,
-        next_due_in=(min(next_due) - now) / 1_000_000 if next_due else None,
-        last_attempt_waiting=last_waits,
-    )
-
-
-def finish(connection: sqlite3.Connection, now: int, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
-    """Records outcomes and returns the tasks that were not held."""
-    lost: list[ReservedTask] = []
-    for some in _powers_of_two(outcomes):
-        values: list[Any] = [now]
-        for outcome in some:
-            task = outcome.task
-            values += (
-                task.key,
-                task.claim,
-                status,
-                outcome.result,
-                outcome.error,
-                outcome.traceback,
-            )
-        if connection.execute(_FINISHES[len(some)], values).rowcount < len(some):
-            for outcome in some:
-                task = outcome.task
-                # A finished row keeps its claim, so that an outcome which was recorded although
-                # its commit seemed to fail is told from one that came too late.
-                if not connection.execute(_IS_RECORDED, (task.key, task.claim, status)).fetchone():
-                    lost.append(task)
-    return lost
-
-
-def renew(connection: sqlite3.Connection, until: int, tasks: Sequence[ReservedTask]) -> list[ReservedTask]:
-    """Moves the end of leases and returns the tasks that were not held."""
-    return [task for task in tasks if not connection.execute(_RENEW, (until, task.key, task.claim)).rowcount]
-
-
-def release(connection: sqlite3.Connection, now: int, tasks: Sequence[ReservedTask]) -> list[ReservedTask]:
-    """Gives tasks back with the attempt unspent and returns those that were not held."""
-    return [task for task in tasks if not connection.execute(_RELEASE, (now, task.key, task.claim)).rowcount]
-
-
-def prune(connection: sqlite3.Connection, before: int) -> bool:
-    """Deletes some tasks that finished before ``before``; whether there may be more."""
-    if not connection.execute(_OLD, (before, 1)).fetchone():
-        return False
-    deleted = connection.execute(_PRUNE, (before, PRUNED_PER_RESERVATION)).rowcount
-    return deleted >= PRUNED_PER_RESERVATION
+def unrecorded(
+    connection: sqlite3.Connection, outcomes: Sequence[Outcome], status: Status, notes: Notes
+) -> list[ReservedTask]:
+    """Returns the tasks whose outcome was refused, and had not been recorded by an earlier try."""
+    return [
+        task
+        for task in refused((outcome.task for outcome in outcomes), notes)
+        if not connection.execute(_IS_RECORDED, (task.key, task.claim, status)).fetchone()
+    ]
 
 
 def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | None:
