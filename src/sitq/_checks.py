@@ -22,17 +22,17 @@ def check_seconds(name: str, value: float) -> float:
     return float(value)
 
 
-def check_count(name: str, value: int) -> int:
-    """Returns a count of at least 1.
+def check_count(name: str, value: int, *, most: int = 2**31 - 1) -> int:
+    """Returns a count from 1 to ``most``.
 
     Raises:
         TypeError: ``value`` is not an ``int``.
-        ValueError: ``value`` is less than 1.
+        ValueError: ``value`` is out of that range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be from 1 to {most:,}; got {value}")
     return value
 
 

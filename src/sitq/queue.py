@@ -13,7 +13,7 @@ from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import SerializationError
 from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
-from sitq.serialization import CloudpickleSerializer, Serializer, dump_call, make_call
+from sitq.serialization import Call, CloudpickleSerializer, Serializer, check_context, dump_call, make_call
 
 LOOK_AGAIN_SECONDS = 1.0
 """The safety net of a waiting ``get_result``, which is woken when the result is written."""
@@ -61,16 +61,12 @@ class TaskQueue:
         self._max_attempts = check_count("max_attempts", max_attempts)
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
-        self._connecting: asyncio.Future[None] | None = None
         self._connected = False
 
     async def __aenter__(self) -> Self:
         """Connects."""
-        try:
+        if not self._connected:
             await self._connect()
-        except BaseException:
-            await self.close()  # __aexit__ does not follow on this
-            raise
         return self
 
     async def __aexit__(
@@ -87,30 +83,15 @@ class TaskQueue:
 
         A call after it connects again.
         """
-        connecting, self._connecting = self._connecting, None
-        self._connected = False
-        if connecting is not None:
-            # Shielded: a close that is cancelled half way must not leave the file open for good.
-            await asyncio.shield(asyncio.ensure_future(self._disconnect(connecting)))
-
-    async def _disconnect(self, connecting: asyncio.Future[None]) -> None:
-        if not connecting.done():
-            await asyncio.wait([connecting])
-        if not connecting.cancelled() and connecting.exception() is None:
+        if self._connected:
+            self._connected = False
             await self._backend.close()
 
     async def _connect(self) -> None:
-        if self._connecting is None:
-            self._connecting = asyncio.ensure_future(self._backend.connect())
-        connecting = self._connecting
-        try:
-            # Shielded: others may wait for the same connection when this caller is cancelled.
-            await asyncio.shield(connecting)
-        except Exception:
-            if self._connecting is connecting:
-                self._connecting = None
-            raise
-        self._connected = self._connecting is connecting
+        await self._backend.connect()
+        if self._connected:
+            await self._backend.close()  # another call was faster: one user of us is enough
+        self._connected = True
 
     # A task's own arguments are checked where neither eta nor context is given: no keyword of ours
     # may stand between P.args and P.kwargs (PEP 612).
@@ -166,7 +147,7 @@ class TaskQueue:
             SerializationError: An argument cannot be serialized; the message names it.
             BackendError: The backend did not take the task.
         """
-        task = self._new_task(func, args, kwargs, check_eta(eta), context)
+        task = self._new_task(make_call(func, args, kwargs, check_context(context)), check_eta(eta))
         if not self._connected:
             await self._connect()
         await self._backend.enqueue((task,))
@@ -193,10 +174,10 @@ class TaskQueue:
             SerializationError: As :meth:`enqueue`.
             BackendError: The backend did not take the tasks.
         """
-        eta = check_eta(eta)
+        eta, checked = check_eta(eta), check_context(context)
         tasks: list[NewTask] = []
         for call in calls:
-            tasks.append(self._new_task(call, (), {}, eta, context))
+            tasks.append(self._new_task(make_call(call, context=checked), eta))
             if len(tasks) % CALLS_PER_TURN == 0:
                 await asyncio.sleep(0)
         if tasks:
@@ -205,23 +186,10 @@ class TaskQueue:
             await self._backend.enqueue(tasks)
         return [TaskId(task.task_id) for task in tasks]
 
-    def _new_task(
-        self,
-        func: Callable[..., Any] | str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        eta: Eta,
-        context: Context,
-    ) -> NewTask:
-        call = make_call(func, args, kwargs, context)
+    def _new_task(self, call: Call, eta: datetime | None) -> NewTask:
         serializer = self._serializer
         return NewTask(
-            new_task_id(),
-            dump_call(serializer, call),
-            call.name,
-            serializer.format,
-            eta,
-            self._max_attempts,
+            new_task_id(), dump_call(serializer, call), call.name, serializer.format, eta, self._max_attempts
         )
 
     @overload

@@ -158,8 +158,8 @@ class Call(NamedTuple):
 
     func: Callable[..., Any] | str
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    context: Mapping[str, Any]
+    kwargs: dict[str, Any]
+    context: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -170,21 +170,22 @@ class Call(NamedTuple):
         if isinstance(func, str):
             return func
         named = func if hasattr(func, "__qualname__") else type(func)
-        return f"{named.__module__}:{named.__qualname__}"
+        module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
+        return f"{module}:{named.__qualname__}"
 
 
 def make_call(
     func: Callable[..., Any] | str,
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
 ) -> Call:
     """Returns a checked call.
 
     A partial is taken apart, so that it costs no more to carry than its function does.
 
     Raises:
-        TypeError: ``func`` is not callable, or ``context`` is not a mapping.
+        TypeError: ``func`` is not callable.
         ValueError: ``func`` is a string and not of the form ``"package.module:qualname"``.
     """
     kwargs = kwargs or {}
@@ -197,13 +198,20 @@ def make_call(
         raise TypeError(
             f"a task must be a callable or an import path 'package.module:qualname', not {type(func).__name__}"
         )
+    return Call(func, args, kwargs, {} if context is None else context)
+
+
+def check_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns a copy of ``context``.
+
+    Raises:
+        TypeError: It is not a mapping.
+    """
     if context is None:
-        context = {}
-    elif isinstance(context, Mapping):
-        context = dict(context)
-    else:
+        return {}
+    if not isinstance(context, Mapping):
         raise TypeError(f"context must be a mapping, not {type(context).__name__}")
-    return Call(func, args, kwargs, context)
+    return dict(context)
 
 
 def split_import_path(path: str) -> tuple[str, str]:
@@ -265,6 +273,7 @@ def _explain(serializer: Serializer, call: Call, error: Exception) -> str:
         *((f"argument {i} of {call.name}", arg) for i, arg in enumerate(call.args)),
         *((f"argument {key!r} of {call.name}", arg) for key, arg in call.kwargs.items()),
         *((f"context[{key!r}]", value) for key, value in call.context.items()),
+        ("the context", call.context),
     ]
     for name, part in parts:
         try:

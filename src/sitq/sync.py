@@ -102,14 +102,17 @@ class SyncTaskQueue:
                 # A daemon: an unclosed queue must not keep the interpreter from exiting.
                 self._thread = threading.Thread(target=self._loop.run_forever, name="sitq-sync", daemon=True)
                 self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(function(), self._loop)
+            future = asyncio.run_coroutine_threadsafe(_guarded(function), self._loop)
         try:
-            return future.result()
+            value, error = future.result()
         except concurrent.futures.CancelledError:
             raise BackendError("the SyncTaskQueue was closed while this call waited") from None
         except BaseException:
             future.cancel()  # KeyboardInterrupt: nobody waits for it any more
             raise
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # a T where error is None
 
     @overload
     def enqueue[T](
@@ -159,6 +162,8 @@ class SyncTaskQueue:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
+        _refuse_running_loop()
+        calls = list(calls)  # here: a generator may depend on its thread, and may take its time
         return self._call(lambda: self._queue.enqueue_many(calls, eta=eta, context=context))
 
     @overload
@@ -172,6 +177,16 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.get_result(task_id, timeout))
+
+
+async def _guarded[T](function: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T | None, BaseException | None]:
+    # A SystemExit or KeyboardInterrupt, of a payload's making, would end the loop and its thread.
+    try:
+        return await function(), None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return None, error
 
 
 def _refuse_running_loop() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import get_args
 
 from sitq._checks import check_count, check_seconds
@@ -23,6 +24,9 @@ DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+LARGEST_PAYLOAD_BYTES = 500_000_000
+"""Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
+
 PRUNE_PAUSE_SECONDS = 5.0
 
 
@@ -78,7 +82,7 @@ class SQLiteBackend:
         self._durability: Durability = durability
         self._retention = None if retention is None else check_seconds("retention", retention)
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
-        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes)
+        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
         self._wal_path = None if path == ":memory:" else f"{self._path}-wal"
         self._watchers = Watchers(self._wal_path)
@@ -111,26 +115,29 @@ class SQLiteBackend:
             opening = self._opening
             if opening is None:
                 opening = self._opening = concurrent.futures.Future()
-                task = asyncio.ensure_future(self._open(opening))
+                # A task of its own: others may wait for the file when the first caller is cancelled.
+                task = asyncio.ensure_future(self._open())
+                task.add_done_callback(partial(self._opened, opening))
         try:
             await (asyncio.shield(task) if task else asyncio.shield(asyncio.wrap_future(opening)))
-            opening.result()
         except BaseException:
             await self.close()
             raise
 
-    async def _open(self, opening: concurrent.futures.Future[Connection]) -> None:
-        # A task of its own, for others may wait for the file when the first caller is cancelled.
+    async def _open(self) -> Connection:
         connection = Connection(self._path, self._durability, self._busy_timeout, self._clock)
-        try:
-            await connection.open()
-        except BaseException as error:
-            with self._lock:
-                if self._opening is opening:
-                    self._opening = None
-            opening.set_exception(error if isinstance(error, Exception) else BackendError("opening was interrupted"))
-        else:
-            opening.set_result(connection)
+        await connection.open()
+        return connection
+
+    def _opened(self, opening: concurrent.futures.Future[Connection], task: asyncio.Task[Connection]) -> None:
+        error = BackendError("opening the file was interrupted") if task.cancelled() else task.exception()
+        if error is None:
+            opening.set_result(task.result())
+            return
+        with self._lock:
+            if self._opening is opening:
+                self._opening = None
+        opening.set_exception(error)
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""
@@ -147,7 +154,7 @@ class SQLiteBackend:
     async def _close(self, opening: concurrent.futures.Future[Connection]) -> None:
         try:
             connection = await asyncio.wrap_future(opening)
-        except BackendError:
+        except Exception:
             return  # it never was open
         await connection.close()
 

@@ -6,7 +6,6 @@ import itertools
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -27,7 +26,6 @@ from sitq.errors import (
 type Durability = Literal["enqueue", "full", "normal"]
 
 CACHED_STATEMENTS = 128
-IDENTITY_CHECK_SECONDS = 0.1
 
 _AGAIN = "nothing was changed; try again later"
 _ERRORS: dict[int, tuple[type[BackendError], str]] = {
@@ -143,7 +141,6 @@ class Connection:
         self._forks = _forks
         self._synchronous = ""
         self._identity: tuple[int, int] | None = None
-        self._identity_checked = 0.0
 
     async def open(self) -> None:
         """Opens the file, creating it for its owner only, and brings it to the current schema."""
@@ -168,7 +165,7 @@ class Connection:
             raise BackendUnavailableError(
                 f"{self._path}: the file cannot be created; check that its folder exists ({error})"
             ) from error
-        _stop_at_exit(self._aiosqlite)
+        _end_at_exit(self)
         self._sqlite = self._aiosqlite._conn
         try:
             await self.call(Job(lambda connection, *_: self._prepare(connection)))
@@ -185,10 +182,23 @@ class Connection:
 
     async def close(self) -> None:
         """Runs what is queued, then closes the connection and ends the thread."""
-        if not self._closed:
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            if self._forks == _forks:
-                await self._aiosqlite.close()
+        if self._forks == _forks:
+            await self._aiosqlite.close()
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread, which is not a daemon."""
+        return self._aiosqlite._thread
+
+    def end(self) -> None:
+        """Ends the thread without waiting for it; the interpreter is about to exit."""
+        with self._lock:
+            self._closed = True
+            self._aiosqlite.stop()
 
     async def call[T](self, job: Job[T], *, on_queued: Callable[[], object] | None = None) -> T:
         """Runs ``job`` and returns its result.
@@ -218,14 +228,16 @@ class Connection:
 
     def post(self, job: Job[Any]) -> None:
         """Queues ``job``; nobody needs to wait for it."""
-        if self._closed:
-            raise BackendError(f"{self._path}: the backend is closed; connect it again")
         if self._forks != _forks:
             raise BackendError(
                 f"{self._path}: the backend was connected before a fork(), and a SQLite connection "
                 "must not be used across one; make a new backend in the child"
             )
+        if not self._jobs:
+            self._check_identity()
         with self._lock:
+            if self._closed:
+                raise BackendError(f"{self._path}: the backend is closed, or the interpreter is about to exit")
             self._jobs.append(job)
             if self._hop_queued:
                 return
@@ -275,7 +287,6 @@ class Connection:
         connection = self._sqlite
         writers = [job for job in jobs if job.changes and not job.wanted]
         synced = any(job.synced for job in writers)
-        self._check_identity(at_once=synced)
         self._set_synchronous(full=synced)
         if not writers:
             writers = [job for job in jobs if job.wanted and job.wanted(connection, now)]
@@ -333,17 +344,14 @@ class Connection:
             ) from error
         return found.st_dev, found.st_ino
 
-    def _check_identity(self, *, at_once: bool) -> None:
-        # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked for each
-        # acknowledgement, else now and then: it costs the interpreter lock, between two tasks.
-        now = time.monotonic()
-        if self._identity is None or not (at_once or now >= self._identity_checked + IDENTITY_CHECK_SECONDS):
-            return
-        self._identity_checked = now
-        if self._stat() != self._identity:
+    def _check_identity(self) -> None:
+        # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked by who
+        # queues the first job of a hop: on the connection's thread the system call would hand the
+        # interpreter lock to the loop, just when SQLite could have started beside it.
+        if self._identity is not None and self._stat() != self._identity:
             raise BackendUnavailableError(
-                f"{self._path} is another file than the one that was opened: it was replaced while "
-                "it was open; put it back, or restart what uses it"
+                f"{self._path} is another file than the one that was opened: it was replaced while it was open; "
+                "put it back, or restart what uses it"
             )
 
 
@@ -352,24 +360,28 @@ def _deliver(jobs: list[Job[Any]]) -> None:
         job.deliver()
 
 
-_open: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
 _reaper: threading.Thread | None = None
 
 
-def _stop_at_exit(connection: aiosqlite.Connection) -> None:
+def _end_at_exit(connection: Connection) -> None:
     """Lets the interpreter exit although nobody closed ``connection``.
 
     aiosqlite's thread is not a daemon, and the interpreter waits for it before atexit runs. One
-    daemon thread that waits for the end of the main thread gets its turn before that.
+    daemon thread that waits for the end of the other threads gets its turn before that.
     """
     global _reaper
     _open.add(connection)
     if _reaper is None or not _reaper.is_alive():
-        _reaper = threading.Thread(target=_stop_open, name="sitq-exit", daemon=True)
+        _reaper = threading.Thread(target=_end_open, name="sitq-exit", daemon=True)
         _reaper.start()
 
 
-def _stop_open() -> None:
+def _end_open() -> None:
     threading.main_thread().join()
+    ours = {connection.thread for connection in _open}
+    for thread in threading.enumerate():
+        if not thread.daemon and thread not in ours and thread is not threading.main_thread():
+            thread.join()  # it may still use a queue
     for connection in list(_open):
-        connection.stop()
+        connection.end()

@@ -262,7 +262,10 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
     Raises:
         BackendCorruptError: Its row holds what sitq did not write.
     """
-    row = connection.execute(_GET, (task_id,)).fetchone()
+    try:
+        row = connection.execute(_GET, (task_id,)).fetchone()
+    except UnicodeEncodeError:  # a lone surrogate: no task has such an id
+        return None
     if row is None:
         return None
     key, status, value, error, traceback, attempt, enqueued, started, finished = row
