@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,8 +130,7 @@ class Dispatcher:
             self._settings.lease if timeout is None else max(timeout, FIRST_RETRY_SECONDS)
         )
         await self._wait(lambda: not self._outcomes and self._recording is None, None)
-        if self._given_back:
-            await self._release(self._given_back)
+        await self._release()
         await self._renewer.stop()
         self._threads.close()
 
@@ -328,11 +327,15 @@ class Dispatcher:
                 self._running -= 1
                 self._give_back(held)
 
-    async def _release(self, tasks: Sequence[ReservedTask]) -> None:
+    async def _release(self) -> None:
+        """Gives back what was not finished; tried a few times, then left to the end of its lease."""
         for again in reversed(range(RELEASE_TRIES)):
+            tasks = self._given_back.copy()
+            if not tasks:
+                return
             try:
                 await self._backend.release(tasks)
-                return
+                del self._given_back[: len(tasks)]
             except Exception as error:
                 logger.warning(
                     "giving back %d tasks failed, %s: %s",

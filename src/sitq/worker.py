@@ -192,10 +192,15 @@ class Worker:
             raise
         finally:
             self._stopping = True
-            await dispatcher.finish(timeout)
-            await self._backend.close()
-            self._dispatcher = None
-            logger.info("worker stopped, %d tasks run", dispatcher.finished)
+            try:
+                await dispatcher.finish(timeout)
+            except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
+                await dispatcher.finish(0.0)
+                raise
+            finally:
+                await self._backend.close()
+                self._dispatcher = None
+                logger.info("worker stopped, %d tasks run", dispatcher.finished)
         return dispatcher.finished
 
     def _request_stop(self) -> None:
