@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import io
 import pickle
 import sys
 import types
@@ -18,9 +17,7 @@ PLACEHOLDER = type(getattr(functools, "Placeholder", ...))  # Python 3.14: such 
 BY_VALUE_MARK = b"\x8c\x17cloudpickle.cloudpickle"
 """How a pickle names the module that rebuilds what was carried by value (SHORT_BINUNICODE)."""
 
-SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-
-MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
+MAIN_MODULE = b"_main__"  # __main__, and __mp_main__ in a child of multiprocessing
 
 
 @runtime_checkable
@@ -58,34 +55,6 @@ class Serializer(Protocol):
         ...
 
 
-class _NotByReferenceError(Exception):
-    """Something would have to be pickled by value."""
-
-
-class _ReferencePickler(pickle.Pickler):
-    """Pickles plain data and importable names; gives up on anything else.
-
-    The C pickler asks ``reducer_override`` only about what is not a plain builtin, so a call of an
-    importable function with plain arguments costs a tenth of what cloudpickle takes for it.
-    """
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, (type, types.FunctionType)):
-            if obj.__module__ in MAIN_MODULES or not _is_importable(obj):
-                raise _NotByReferenceError
-        elif isinstance(obj, types.ModuleType):
-            raise _NotByReferenceError
-        return NotImplemented
-
-
-def _is_importable(obj: Any) -> bool:
-    """Whether looking ``obj`` up by its module and qualified name gives ``obj`` itself."""
-    found: Any = sys.modules.get(obj.__module__)
-    for part in obj.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is obj
-
-
 @cache
 def _cloudpickle() -> types.ModuleType:
     # Imported at the first use: it costs a third of the time that `import sitq` takes.
@@ -107,19 +76,19 @@ class CloudpickleSerializer:
 
     def dumps(self, value: Any) -> bytes:
         """Returns ``value`` pickled, by reference where possible, else by value."""
-        if type(value) in SCALARS:
-            return pickle.dumps(value, PICKLE_PROTOCOL)
         cloudpickle = sys.modules.get("cloudpickle")
         if cloudpickle is None or not cloudpickle.list_registry_pickle_by_value():
-            buffer = io.BytesIO()
+            # pickle takes a tenth of cloudpickle's time, and gives up on what is not importable. The
+            # one thing that it would carry wrongly is a reference to a script's own __main__.
             try:
-                _ReferencePickler(buffer, PICKLE_PROTOCOL).dump(value)
-            except Exception:  # whatever it was, cloudpickle decides, and its error is the one shown
-                pass
+                data = pickle.dumps(value, PICKLE_PROTOCOL)
+            except Exception:
+                pass  # cloudpickle decides, and its error is the one that is shown
             else:
-                return buffer.getvalue()
-        data: bytes = _cloudpickle().dumps(value, PICKLE_PROTOCOL)
-        return data
+                if MAIN_MODULE not in data:
+                    return data
+        carried: bytes = _cloudpickle().dumps(value, PICKLE_PROTOCOL)
+        return carried
 
     def loads(self, data: bytes) -> Any:
         """Returns the value that was pickled."""

@@ -104,8 +104,16 @@ _TRIGGERS = {
     "prune": f"DELETE FROM tasks WHERE id IN (SELECT id FROM {_OLD} AND finished_at < NEW.at LIMIT NEW.key);",
 }
 
-_CHANGES = {
-    count: f"INSERT INTO change VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?, ?, ?)'] * count)}" for count in ROW_COUNTS
+_VALUES = {count: f"VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?, ?, ?)'] * count)}" for count in ROW_COUNTS}
+_CHANGES = {count: f"INSERT INTO change {values}" for count, values in _VALUES.items()}
+# Rows that are stored and nothing else need no trigger, which is a third cheaper.
+_ENQUEUES = {
+    count: f"""
+        INSERT INTO tasks (enqueued_at, task_id, max_attempts, available_at, payload, name, format)
+        SELECT column2, column3, column4, column5, column6, column7, column8
+        FROM ({values}) WHERE column1 = 'enqueue'
+    """
+    for count, values in _VALUES.items()
 }
 _NO_CHANGE: Row = (None,) * 9
 
@@ -165,9 +173,10 @@ def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
 
 
 def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
+    statements = _ENQUEUES if all(row[0] == "enqueue" for row in rows) else _CHANGES
     count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(rows))]
     rows += [_NO_CHANGE] * (count - len(rows))
-    connection.execute(_CHANGES[count], list(itertools.chain.from_iterable(rows)))
+    connection.execute(statements[count], list(itertools.chain.from_iterable(rows)))
 
 
 def enqueue(now: int, tasks: Sequence[NewTask]) -> Iterator[Row]:
