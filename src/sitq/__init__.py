@@ -11,6 +11,7 @@ from sitq.errors import (
     BackendVersionError,
     SerializationError,
     SitqError,
+    TaskCancelledError,
     TaskFailedError,
 )
 from sitq.models import NewTask, ReservedTask, Result, TaskId
@@ -35,6 +36,7 @@ __all__ = [
     "Serializer",
     "SitqError",
     "SyncTaskQueue",
+    "TaskCancelledError",
     "TaskFailedError",
     "TaskId",
     "TaskQueue",

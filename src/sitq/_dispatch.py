@@ -62,6 +62,7 @@ class Dispatcher:
         self._running = 0
         self._reserving = 0  # reservations under way
         self._asked_for = 0  # and how many tasks they may bring
+        self._asked_alone = False  # and whether one of them may bring a last attempt
         self._unrecorded = 0  # outcomes that the backend has refused so far
         self._outcomes: list[tuple[HeldTask, Outcome]] = []
         self._recording: asyncio.Task[None] | None = None
@@ -77,7 +78,7 @@ class Dispatcher:
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._lone: HeldTask | None = None  # a last attempt, which runs alone
         self._last_waiting = False
-        self._quiet_until = 0.0  # taking nothing, so that a last attempt finds the worker empty
+        self._quiet_until = float("-inf")  # taking nothing, so that a last attempt finds the worker empty
         self._stopping = False
         self._cancelling = False
         self._give_up_at: float | None = None
@@ -105,13 +106,15 @@ class Dispatcher:
                 self._wakeup.clear()
                 self._record()
                 limit = self._free_slots()
-                if limit and (self._look or self._saturated) and self._reserving <= self._saturated:
+                # A second reservation beside one that is under way, but not beside a last attempt.
+                beside = self._saturated and not self._asked_alone
+                if limit and (self._look or self._saturated) and self._reserving <= beside:
                     self._look = False
                     asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
                 elif until_empty and not (self._held or self._look or self._reserving):
                     return
                 else:
-                    await self._sleep()
+                    await self._sleep(limit)
         if self._error is not None:
             raise self._error
 
@@ -136,7 +139,7 @@ class Dispatcher:
 
     def _free_slots(self) -> int:
         """Returns how many tasks may be taken now."""
-        if self._lone is not None or (self._held and time.monotonic() < self._quiet_until):
+        if self._lone is not None or (self._held and self._loop.time() < self._quiet_until):
             return 0
         # Outcomes that wait for an earlier recording still hold their tasks.
         taken = self._running + self._asked_for + self._unrecorded + len(self._outcomes)
@@ -145,7 +148,7 @@ class Dispatcher:
     async def _reserve(self, limit: int) -> None:
         """Takes due tasks and starts them."""
         before = time.monotonic()  # a lease cannot have begun earlier
-        alone = not (self._held or self._reserving)
+        alone = self._asked_alone = not (self._held or self._reserving)
         self._reserving += 1
         self._asked_for += limit
         try:
@@ -160,7 +163,14 @@ class Dispatcher:
         finally:
             self._reserving -= 1
             self._asked_for -= limit
+            self._asked_alone = False
             self._wakeup.set()
+        try:
+            self._take(reservation, limit, before)
+        except Exception as error:
+            self._error = error  # a backend that breaks its contract: end, and say so
+
+    def _take(self, reservation: Reservation, limit: int, before: float) -> None:
         self._retry_seconds = FIRST_RETRY_SECONDS
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
@@ -171,11 +181,11 @@ class Dispatcher:
             logger.debug("reserved %d tasks", len(reservation.tasks))
             for task in reservation.tasks:
                 self._start(HeldTask(task, before))
-        self._plan(reservation, limit, before)
+        self._plan(reservation, limit)
 
-    def _plan(self, reservation: Reservation, limit: int, now: float) -> None:
+    def _plan(self, reservation: Reservation, limit: int) -> None:
         """Decides when to look again."""
-        settings = self._settings
+        settings, now = self._settings, self._loop.time()
         self._saturated = len(reservation.tasks) >= limit
         if self._saturated:
             self._watch.close()
@@ -185,11 +195,11 @@ class Dispatcher:
             self._watch.enter_context(self._backend.watch(self._on_change))
             self._watching = self._look = True
         due = reservation.next_due_in
-        self._look_at = self._loop.time() + (
-            settings.poll_interval if due is None else min(max(due, 0), settings.poll_interval)
-        )
+        self._look_at = now + (settings.poll_interval if due is None else min(due, settings.poll_interval))
         self._last_waiting = reservation.last_attempt_waiting
-        if self._last_waiting and now >= self._quiet_until + settings.lease:
+        if not self._last_waiting:
+            self._quiet_until = min(self._quiet_until, now)
+        elif now >= self._quiet_until + settings.lease:
             # Become empty for it, but for no longer than a lease: one endless neighbour must not
             # stop the service. Then serve for as long, and try again.
             self._quiet_until = now + settings.lease
@@ -353,11 +363,13 @@ class Dispatcher:
         self._look_at = self._loop.time() + self._retry_seconds
         self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
 
-    async def _sleep(self) -> None:
-        """Sleeps until something happens, or until the next look is due."""
+    async def _sleep(self, limit: int) -> None:
+        """Sleeps until something happens, or until there is a time to look again."""
         timer = None
-        if not self._reserving:
+        if limit and not self._reserving:
             timer = self._loop.call_at(self._look_at, self._on_change)
+        elif self._held and self._lone is None and self._quiet_until > self._loop.time():
+            timer = self._loop.call_at(self._quiet_until, self._on_change)
         try:
             await self._wakeup.wait()
         finally:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from sitq.errors import TaskFailedError
+from sitq.errors import TaskCancelledError, TaskFailedError
 
-type Status = Literal["pending", "in_progress", "success", "failed"]
+type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
-FINISHED: frozenset[str] = frozenset({"success", "failed"})
-"""The statuses that a task does not leave again."""
+FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
+"""The statuses that a task does not leave by itself."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -137,7 +137,8 @@ class Reservation:
         buried: The tasks that were failed by this call, for their workers died too often.
         next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
             where there is neither. Meaningful only when fewer tasks came back than were asked for.
-        last_attempt_waiting: A task on its last attempt is due, and the caller was not alone.
+        last_attempt_waiting: A task on its last attempt is due and was left, for a caller that is
+            alone, and no other task became due before it.
     """
 
     tasks: Sequence[ReservedTask] = ()
@@ -152,8 +153,8 @@ class Result[T]:
 
     Attributes:
         task_id: The task's id.
-        status: ``"success"`` or ``"failed"``; from a backend also ``"pending"`` and
-            ``"in_progress"``.
+        status: ``"success"``, ``"failed"`` or ``"cancelled"``; from a backend also ``"pending"``
+            and ``"in_progress"``.
         value: What the task returned; ``None`` unless ``status`` is ``"success"``.
         error: ``"ExceptionType: message"`` of a failed task, else ``None``.
         traceback: The worker's traceback of a failed task, formatted, where there is one.
@@ -178,10 +179,13 @@ class Result[T]:
 
         Raises:
             TaskFailedError: The task failed; the error carries the remote traceback.
+            TaskCancelledError: The task was cancelled before it was run.
             RuntimeError: The task is not finished.
         """
         if self.status == "success":
             return self.value  # type: ignore[return-value]  # T may itself include None
         if self.status == "failed":
             raise TaskFailedError(self.task_id, self.error or "unknown error", self.traceback)
+        if self.status == "cancelled":
+            raise TaskCancelledError(self.task_id)
         raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")

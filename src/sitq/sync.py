@@ -42,7 +42,7 @@ class SyncTaskQueue:
             default_result_timeout=default_result_timeout,
             max_attempts=max_attempts,
         )
-        self._pid = os.getpid()
+        self._pid: int | None = None
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -71,7 +71,7 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         _refuse_running_loop()
-        if self._pid != os.getpid():
+        if self._pid not in (None, os.getpid()):
             return  # the thread stayed in the parent, and so did the connection
         with self._lock:
             loop, thread = self._loop, self._thread
@@ -91,17 +91,15 @@ class SyncTaskQueue:
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         _refuse_running_loop()
-        if self._pid != os.getpid():
+        if self._pid not in (None, os.getpid()):
             raise BackendError(
-                "this SyncTaskQueue was made before a fork(), and its thread stayed in the parent; "
+                "this SyncTaskQueue was used before a fork(), and its thread stayed in the parent; "
                 "make a new queue and a new backend in the child"
             )
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                # A daemon: an unclosed queue must not keep the interpreter from exiting.
-                self._thread = threading.Thread(target=self._loop.run_forever, name="sitq-sync", daemon=True)
-                self._thread.start()
+                self._start_loop()
+            assert self._loop is not None
             future = asyncio.run_coroutine_threadsafe(_guarded(function), self._loop)
         try:
             value, error = future.result()
@@ -113,6 +111,17 @@ class SyncTaskQueue:
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # a T where error is None
+
+    def _start_loop(self) -> None:
+        loop = asyncio.new_event_loop()
+        # A daemon: an unclosed queue must not keep the interpreter from exiting.
+        thread = threading.Thread(target=loop.run_forever, name="sitq-sync", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # no more threads, or the interpreter is about to exit
+            loop.close()
+            raise
+        self._loop, self._thread, self._pid = loop, thread, os.getpid()
 
     @overload
     def enqueue[T](

@@ -184,7 +184,7 @@ class SQLiteBackend:
         until = 0
 
         def wanted(connection: sqlite3.Connection, now: int) -> bool:
-            return statements.is_due(connection, now) or self._may_prune(connection, now)
+            return statements.is_due(connection, now, alone) or self._may_prune(connection, now)
 
         def changes(now: int) -> Iterator[statements.Row]:
             nonlocal until

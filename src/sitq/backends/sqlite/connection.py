@@ -155,6 +155,10 @@ class Connection:
                 cached_statements=CACHED_STATEMENTS,
             )
             await self._aiosqlite
+        except asyncio.CancelledError:
+            # The event loop ends. The thread is about to answer it: not after it was closed.
+            await asyncio.to_thread(self.thread.join)
+            raise
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         except PermissionError as error:

@@ -25,6 +25,7 @@ import itertools
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Any, get_args
 
 from sitq.errors import BackendCorruptError
@@ -119,7 +120,8 @@ _NO_CHANGE: Row = (None,) * 9
 
 _HEADS = f"""
     SELECT (SELECT available_at FROM {_DUE} {_OLDEST_FIRST} LIMIT 1),
-        (SELECT available_at FROM {_LAST} {_OLDEST_FIRST} LIMIT 1)
+        (SELECT available_at FROM {_LAST} {_OLDEST_FIRST} LIMIT 1),
+        (SELECT max_attempts <= attempt FROM {_LAST} {_OLDEST_FIRST} LIMIT 1)
 """
 _RESERVED = f"""
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
@@ -214,9 +216,17 @@ def prune(now: int, before: int) -> Row:
     return "prune", now, PRUNED_PER_RESERVATION, None, before, None, None, None, None
 
 
-def is_due(connection: sqlite3.Connection, now: int) -> bool:
+def _heads(connection: sqlite3.Connection) -> tuple[float, float, bool]:
+    """Returns when the first ordinary task and the first last attempt are due, and whether that one is spent."""
+    due, last, spent = connection.execute(_HEADS).fetchone()
+    # What is no integer is of another's making. SQLite sorts it behind every integer: never due.
+    return due if isinstance(due, int) else inf, last if isinstance(last, int) else inf, bool(spent)
+
+
+def is_due(connection: sqlite3.Connection, now: int, alone: bool) -> bool:
     """Whether a reservation would change anything, which costs the write lock to try."""
-    return any(head is not None and head <= now for head in connection.execute(_HEADS).fetchone())
+    due, last, spent = _heads(connection)
+    return due <= now or (last <= now and (alone or spent))
 
 
 def is_prunable(connection: sqlite3.Connection, before: int) -> bool:
@@ -228,22 +238,27 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
     """Reads what a reservation gave out, and what a caller should know of the rest."""
     rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
     rows.sort()  # by the end of the lease, which keeps the order
-    due, last = connection.execute(_HEADS).fetchone()
-    ahead = [at - now for at in (due, last) if at is not None and at > now]
+    due, last, spent = _heads(connection)
+    ahead = min((at for at in (due, last) if at > now), default=inf)
     return Reservation(
         tasks=[_reserved(row) for row in rows],
         buried=[key for kind, key, its_claim in notes if kind == "buried" and its_claim == claim],
-        next_due_in=min(ahead) / 1_000_000 if ahead else None,
-        last_attempt_waiting=last is not None and last <= now and (due is None or last <= due),
+        next_due_in=None if ahead == inf else (ahead - now) / 1_000_000,
+        last_attempt_waiting=last <= now and last <= due and not spent,
     )
 
 
 def _reserved(row: Row) -> ReservedTask:
     _, key, claim, task_id, payload, name, format_, attempt, max_attempts, micros = row
+    # What is of another's making must not strand the whole batch.
     try:
         enqueued_at = from_micros(micros)
-    except (TypeError, OverflowError):  # another's making; it must not strand the whole batch
+    except (TypeError, OverflowError):
         enqueued_at = EPOCH
+    if not isinstance(attempt, int):
+        attempt = 1
+    if not isinstance(max_attempts, int):
+        max_attempts = attempt + 1
     return ReservedTask(key, claim, task_id, payload, name, format_, attempt, max_attempts, enqueued_at)
 
 
@@ -277,20 +292,14 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
         return None
     if row is None:
         return None
-    key, status, value, error, traceback, attempt, enqueued, started, finished = row
-    if status not in STATUSES or (status in FINISHED) != (finished is not None):
+    key, status, value, error, traceback, attempt, *times = row
+    try:
+        enqueued, started, finished = (None if time is None else from_micros(time) for time in times)
+        if enqueued is None or status not in STATUSES or (status in FINISHED) != (finished is not None):
+            raise ValueError("its status and its times do not agree")
+    except (TypeError, ValueError, OverflowError) as reason:
         raise BackendCorruptError(
-            f"the row of task {key} was not written by sitq: its status is {status!r} and "
-            f"finished_at is {finished!r}; correct it or delete it"
-        )
-    return Result(
-        key,
-        status,
-        value,
-        error,
-        traceback,
-        attempt,
-        from_micros(enqueued),
-        None if started is None else from_micros(started),
-        None if finished is None else from_micros(finished),
-    )
+            f"the row of task {key} was not written by sitq: its status is {status!r} and enqueued_at, started_at "
+            f"and finished_at are {times}; correct it or delete it"
+        ) from reason
+    return Result(key, status, value, error, traceback, attempt, enqueued, started, finished)

@@ -1,0 +1,126 @@
+"""Queues whose tasks run when a test says so."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sitq import Backend, ReservedTask, Serializer, SQLiteBackend, SyncTaskQueue, TaskFailedError, TaskQueue, Worker
+from sitq.models import Outcome, Reservation
+
+RESULT_TIMEOUT_SECONDS = 10.0
+"""How long ``get_result`` waits where it is not told: a test that forgot to drain fails, and does not hang."""
+
+
+class ManualQueue(TaskQueue):
+    """A :class:`~sitq.TaskQueue` with a worker that works on request.
+
+    Args:
+        backend: Where the tasks are; ``None`` means in memory.
+        serializer: As for ``TaskQueue``.
+        default_result_timeout: As for ``TaskQueue``, in seconds, but 10 unless told otherwise.
+        max_attempts: As for ``TaskQueue``.
+
+    Attributes:
+        backend: Where the tasks are, for other queues and workers to share.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        default_result_timeout: float | None = RESULT_TIMEOUT_SECONDS,
+        max_attempts: int = 5,
+    ) -> None:
+        self.backend: Backend = SQLiteBackend(":memory:") if backend is None else backend
+        super().__init__(
+            self.backend,
+            serializer,
+            default_result_timeout=default_result_timeout,
+            max_attempts=max_attempts,
+        )
+
+    async def drain(self, *, check: bool = True, max_concurrency: int = 10) -> int:
+        """Runs what is due, what that enqueues included, and returns the number of tasks run.
+
+        Args:
+            check: Whether the failure of a task is raised here; otherwise it is only in its result.
+            max_concurrency: As for :class:`~sitq.Worker`.
+
+        Raises:
+            TaskFailedError: A task failed, and ``check`` is true. All the others were run too.
+        """
+        await self.__aenter__()  # stays connected: the worker's going must not empty a queue in memory
+        backend = _FailureLog(self.backend)
+        worker = Worker(cast("Backend", backend), self._serializer, max_concurrency=max_concurrency)
+        finished = await worker.drain()
+        if check and backend.failures:
+            first, *others = backend.failures.values()
+            if others:
+                first.add_note(f"{len(others)} more failed: {', '.join(error.task_id for error in others)}")
+            raise first
+        return finished
+
+
+class ManualSyncQueue(SyncTaskQueue):
+    """A :class:`~sitq.SyncTaskQueue` with a worker that works on request.
+
+    Args:
+        backend: Where the tasks are; ``None`` means in memory.
+        serializer: As for ``SyncTaskQueue``.
+        default_result_timeout: As for ``SyncTaskQueue``, in seconds, but 10 unless told otherwise.
+        max_attempts: As for ``SyncTaskQueue``.
+
+    Attributes:
+        backend: Where the tasks are, for other queues and workers to share.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        serializer: Serializer | None = None,
+        *,
+        default_result_timeout: float | None = RESULT_TIMEOUT_SECONDS,
+        max_attempts: int = 5,
+    ) -> None:
+        self.backend: Backend = SQLiteBackend(":memory:") if backend is None else backend
+        super().__init__(self.backend, serializer)
+        self._manual = ManualQueue(
+            self.backend,
+            serializer,
+            default_result_timeout=default_result_timeout,
+            max_attempts=max_attempts,
+        )
+        self._queue = self._manual
+
+    def drain(self, *, check: bool = True, max_concurrency: int = 10) -> int:
+        """Runs what is due and returns the number of tasks run; see :meth:`ManualQueue.drain`.
+
+        Raises:
+            TaskFailedError: A task failed, and ``check`` is true.
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._manual.drain(check=check, max_concurrency=max_concurrency))
+
+
+class _FailureLog:
+    """A backend that hands everything on to another one and keeps what failed."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.failures: dict[str, TaskFailedError] = {}  # by id: an outcome may be recorded twice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
+        reservation = await self._backend.reserve(limit, lease=lease, alone=alone)
+        for task_id in reservation.buried:
+            self.failures[task_id] = TaskFailedError(task_id, "its workers died on every attempt")
+        return reservation
+
+    async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        lost = await self._backend.mark_failure(outcomes)
+        for task, _, error, traceback in outcomes:
+            if task not in lost:
+                self.failures[task.task_id] = TaskFailedError(task.task_id, error or "", traceback)
+        return lost
