@@ -13,6 +13,7 @@ from dev.bench import charts, contestants, machine, plan, report, runner, worklo
 from dev.bench.contestants.base import Contestant
 from dev.bench.redis_server import RedisServer, RedisUnavailableError
 from dev.bench.runner import Results
+from dev.bench.serve import without_paths
 from dev.bench.targets import judge, targets
 
 REDIS_URL = "redis://127.0.0.1:6379"
@@ -22,10 +23,7 @@ ROUNDS = 5
 def main() -> int:
     """Measure, or read what was measured before; then print, write and draw."""
     options = _options()
-    if options.load is not None:
-        document = json.loads(options.load.read_text())
-    else:
-        document = _measure(options)
+    document = json.loads(options.load.read_text()) if options.load else _measure(options)
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     _print(document)
@@ -65,18 +63,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     redis, reason = _redis(options.redis_url)
     participants, absent = _participants(options.only, reason)
     wanted = [name for name in options.only if name in workloads.WORKLOADS]
-    groups = [
-        group
-        for group in plan.cases(sizes, participants)
-        if not wanted or group[0].workload in wanted
-    ]
+    groups = [group for group in plan.cases(sizes, participants) if not wanted or group[0].workload in wanted]
     with TemporaryDirectory(prefix="sitq-bench-", dir=options.dir) as folder:
-        description = machine.describe(
-            Path(folder), participants, redis.version if redis else None
-        )
-        results = asyncio.run(
-            runner.measure(groups, rounds, Path(folder), options.redis_url, redis)
-        )
+        description = machine.describe(Path(folder), participants, redis.version if redis else None)
+        results = asyncio.run(runner.measure(groups, rounds, Path(folder), options.redis_url, redis))
     return {
         "machine": description,
         "settings": {"rounds": rounds, "quick": options.quick, "sizes": asdict(sizes)},
@@ -93,9 +83,7 @@ def _redis(url: str) -> tuple[RedisServer | None, str]:
         return None, str(error)
 
 
-def _participants(
-    only: list[str], no_redis: str
-) -> tuple[dict[str, type[Contestant]], dict[str, str]]:
+def _participants(only: list[str], no_redis: str) -> tuple[dict[str, type[Contestant]], dict[str, str]]:
     """Who can take part, and why the others cannot."""
     participants: dict[str, type[Contestant]] = {}
     absent: dict[str, str] = {}
@@ -104,7 +92,7 @@ def _participants(
         try:
             kind = contestants.load(name)
         except ImportError as error:
-            absent[name] = f"not installed or not for this machine: {error}"
+            absent[name] = without_paths(f"cannot be imported: {error}")
             continue
         if kind.needs_redis and no_redis:
             absent[name] = no_redis

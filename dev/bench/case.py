@@ -1,20 +1,21 @@
 """What one measurement is, and where its store lives: the data that cross between processes."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 type Metrics = dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement. Which of the sizes count is for the workload to say."""
+    """One measurement. Which of the fields count is for the workload to say."""
 
     workload: str
     contestant: str
     variant: str = ""
+    _: KW_ONLY
     count: int = 0
     concurrency: int = 0
     seconds: float = 0.0

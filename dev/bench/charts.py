@@ -29,9 +29,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     mpl.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     charts = {"concurrency.png": _concurrency, "backlog.png": _backlog}
-    return [
-        path for name, chart in charts.items() if chart(results, path := folder / name) is not None
-    ]
+    return [path for name, chart in charts.items() if chart(results, path := folder / name) is not None]
 
 
 def _concurrency(results: Results, path: Path) -> Path | None:
@@ -53,21 +51,23 @@ def _concurrency(results: Results, path: Path) -> Path | None:
 
 
 def _backlog(results: Results, path: Path) -> Path | None:
-    """Speed of a drain over the number of other tasks in the file, as a share of a small file."""
+    """Throughput over the number of other tasks in the file; dotted, that of a file without any."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for key, case in results.cases.items():
-        small = results.median(f"backlog/{case.contestant}/{case.state} 0", "per_second")
-        value = results.median(key, "per_second")
-        if case.workload == "backlog" and case.backlog and small and value:
-            lines.setdefault(case.state, []).append((case.backlog, 100 * value / small))
+        if case.workload == "backlog" and case.backlog and (value := results.median(key, "per_second")):
+            lines.setdefault(case.state, []).append((case.backlog, value))
     if not lines:
         return None
-    figure, axes = _axes("sitq: speed kept in a large file, 32 slots", "other tasks in the file")
-    axes.set(xscale="log", ylabel="% of the speed in a small file")
-    axes.axhline(100, color=INK, linewidth=0.8, linestyle=":")
+    figure, axes = _axes("sitq: tasks per second from a large file, 32 slots", "other tasks in the file")
+    axes.set(xscale="log")
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
+    small = results.median("backlog/sitq/waiting 0", "per_second") or 0.0
+    axes.axhline(small, color=INK, linewidth=0.8, linestyle=":", label="none")
     for state, points in lines.items():
         _line(axes, state, sorted(points), state, SITQ if state == "waiting" else "#0969da")
-    axes.set_ylim(0, max(115.0, *(1.1 * y for points in lines.values() for _, y in points)))
+    axes.set_ylim(0, 1.15 * max(small, *(y for points in lines.values() for _, y in points)))
     return _save(figure, axes, path)
 
 
@@ -79,7 +79,6 @@ def _axes(title: str, across: str) -> tuple[Any, Any]:
     axes.set_xlabel(across, color=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, axes
 
 
@@ -106,6 +105,7 @@ def _line(
 def _save(figure: Any, axes: Any, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=INK)
     figure.savefig(path)
     plt.close(figure)

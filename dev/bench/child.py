@@ -39,9 +39,10 @@ async def drain(contestant: Contestant, job: Job) -> None:
 
 async def fill(contestant: Contestant, job: Job) -> None:
     """Make the file that the workload `backlog` starts from."""
+    from dev.bench.contestants.sitq import Sitq
     from dev.bench.workloads import scale
 
-    assert isinstance(contestant, scale.Sitq)
+    assert isinstance(contestant, Sitq)
     async with contestant:
         _say(await scale.fill(contestant, job.case))
 

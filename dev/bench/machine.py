@@ -10,15 +10,14 @@ from pathlib import Path
 from dev.bench.contestants.base import Contestant
 
 
-def describe(
-    folder: Path, participants: dict[str, type[Contestant]], redis: str | None
-) -> dict[str, object]:
+def describe(folder: Path, participants: dict[str, type[Contestant]], redis: str | None) -> dict[str, object]:
     """Processor, system, libraries and the file system of `folder`, without names or paths."""
     distributions = sorted({name for kind in participants.values() for name in kind.distributions})
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "sqlite": sqlite3.sqlite_version,
@@ -43,9 +42,7 @@ def _file_system(folder: Path) -> str:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return "unknown"
-    above = [
-        (len(point), kind) for point, kind in mounts if folder.resolve().is_relative_to(point)
-    ]
+    above = [(len(point), kind) for point, kind in mounts if folder.resolve().is_relative_to(point)]
     return max(above, default=(0, "unknown"))[1]
 
 

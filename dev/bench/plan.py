@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from dev.bench.case import Case
 from dev.bench.contestants.base import Contestant
 
+OWN = ("sitq", "sqlite3")
 CONCURRENCY = 32
+
+SPIN_CONCURRENCY = 10
+"""sitq's default, for tasks that keep a core busy."""
+
+QUICK_WORKLOADS = frozenset({"enqueue", "enqueue_concurrent", "enqueue_many"})
 DURABILITIES = ("enqueue", "full", "normal")
 
 
@@ -15,13 +21,15 @@ class Sizes:
     """How many tasks each workload handles, and for how long it looks.
 
     Attributes:
-        drain_redis: As `drain`, for contestants over Redis.
+        drain_redis: As `drain`, for contestants over Redis, which do about a thousand a second.
         backlogs: How many more tasks the file holds than are run.
         idle_seconds: How long an idle worker is watched.
+        thorough: Whether peers take part in all that they can, or only at one concurrency and in
+            what is measured in tasks a second.
     """
 
     drain: int = 20_000
-    drain_redis: int = 20_000
+    drain_redis: int = 5_000
     enqueue: int = 2_000
     concurrent: int = 20_000
     many: int = 50_000
@@ -32,22 +40,24 @@ class Sizes:
     spin: int = 3_000
     shared: int = 40_000
     imports: int = 15
+    thorough: bool = True
 
 
 FULL = Sizes()
 QUICK = Sizes(
     drain=3_000,
-    drain_redis=300,
+    drain_redis=200,
     enqueue=300,
-    concurrent=2_000,
+    concurrent=1_000,
     many=5_000,
-    latency=15,
-    eta=10,
+    latency=20,
+    eta=20,
     idle_seconds=3.0,
     backlogs=(0, 50_000),
     spin=300,
     shared=5_000,
     imports=3,
+    thorough=False,
 )
 
 
@@ -60,90 +70,72 @@ def cases(sizes: Sizes, participants: dict[str, type[Contestant]]) -> list[list[
 
 def _of(name: str, kind: type[Contestant], sizes: Sizes) -> Iterator[Case]:
     """All that one contestant takes part in."""
+    workloads, concurrencies = kind.workloads, kind.concurrencies
+    if not sizes.thorough and name not in OWN:
+        workloads &= QUICK_WORKLOADS
+        concurrencies = (CONCURRENCY,) if CONCURRENCY in concurrencies else concurrencies[-1:]
     drained = sizes.drain_redis if kind.needs_redis else sizes.drain
+    for concurrency in concurrencies:
+        yield Case("drain", name, str(concurrency), count=drained, concurrency=concurrency)
     usual = kind.usual_concurrency
-    for concurrency in kind.concurrencies:
-        yield Case(
-            workload="drain",
-            contestant=name,
-            variant=str(concurrency),
-            count=drained,
-            concurrency=concurrency,
-        )
-    simple = {
-        "enqueue": {"count": sizes.enqueue},
-        "enqueue_concurrent": {"count": sizes.concurrent},
-        "enqueue_many": {"count": sizes.many},
-        "enqueue_sync": {"count": sizes.enqueue},
-        "wake": {"count": sizes.latency, "concurrency": usual},
-        "wake_same": {"count": sizes.latency, "concurrency": usual},
-        "result": {"count": sizes.latency, "concurrency": usual},
-        "eta": {"count": sizes.eta, "concurrency": usual},
-        "import": {"count": sizes.imports},
-    }
-    for workload, fields in simple.items():
-        if workload in kind.workloads:
-            yield Case(workload=workload, contestant=name, **fields)
-    if "drain_plain" in kind.workloads:
-        yield Case(
-            workload="drain_plain",
-            contestant=name,
-            count=drained,
-            concurrency=CONCURRENCY,
-            task="noop_plain",
-        )
-    if "idle" in kind.workloads:
-        yield Case(
-            workload="idle", contestant=name, seconds=sizes.idle_seconds, concurrency=usual
-        )
-    if "backlog" in kind.workloads:
-        yield from _own(name, sizes)
+    others = (
+        Case("enqueue", name, count=sizes.enqueue),
+        Case("enqueue_concurrent", name, count=sizes.concurrent),
+        Case("enqueue_many", name, count=sizes.many),
+        Case("enqueue_sync", name, count=sizes.enqueue),
+        Case("drain_plain", name, count=drained, concurrency=CONCURRENCY, task="noop_plain"),
+        Case("wake", name, count=sizes.latency, concurrency=usual),
+        Case("wake_same", name, count=sizes.latency, concurrency=usual),
+        Case("result", name, count=sizes.latency, concurrency=usual),
+        Case("eta", name, count=sizes.eta, concurrency=usual),
+        Case("idle", name, seconds=sizes.idle_seconds, concurrency=usual),
+        Case("import", name, count=sizes.imports),
+        *_large(name, sizes),
+        *_side_by_side(name, sizes),
+        *_durable(name, sizes),
+    )
+    yield from (case for case in others if case.workload in workloads)
 
 
-def _own(name: str, sizes: Sizes) -> Iterator[Case]:
-    """The measurements of sitq against itself."""
+def _large(name: str, sizes: Sizes) -> Iterator[Case]:
+    """A drain from a file that holds many other tasks."""
     for state in ("waiting", "finished"):
         for backlog in sizes.backlogs:
             yield Case(
-                workload="backlog",
-                contestant=name,
-                variant=f"{state} {backlog}",
+                "backlog",
+                name,
+                f"{state} {backlog}",
                 count=sizes.drain,
                 concurrency=CONCURRENCY,
                 backlog=backlog,
                 state=state,
             )
+
+
+def _side_by_side(name: str, sizes: Sizes) -> Iterator[Case]:
+    """One worker process and two, on the same work."""
     for processes in (1, 2):
         yield Case(
-            workload="processes",
-            contestant=name,
-            variant=f"spin {processes}",
+            "processes",
+            name,
+            f"spin {processes}",
             count=sizes.spin,
-            concurrency=10,
+            concurrency=SPIN_CONCURRENCY,
             task="spin",
             processes=processes,
         )
         yield Case(
-            workload="processes",
-            contestant=name,
-            variant=f"noop {processes}",
+            "processes",
+            name,
+            f"noop {processes}",
             count=sizes.shared,
             concurrency=CONCURRENCY,
             processes=processes,
         )
-    for durability in DURABILITIES:
-        yield Case(
-            workload="durable_enqueue",
-            contestant=name,
-            variant=durability,
-            count=sizes.enqueue,
-            durability=durability,
-        )
-        yield Case(
-            workload="durable_drain",
-            contestant=name,
-            variant=durability,
-            count=sizes.drain,
-            concurrency=CONCURRENCY,
-            durability=durability,
-        )
+
+
+def _durable(name: str, sizes: Sizes) -> Iterator[Case]:
+    """What each level of durability costs."""
+    for level in DURABILITIES:
+        yield Case("durable_enqueue", name, level, count=sizes.enqueue, durability=level)
+        yield Case("durable_drain", name, level, count=sizes.drain, concurrency=CONCURRENCY, durability=level)

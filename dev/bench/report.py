@@ -42,15 +42,14 @@ def results_tables(results: Results) -> Iterator[str]:
             for key, case in results.cases.items()
             if case.workload == workload
             for metric in UNITS
-            if (values := metric_values(results, key, metric))
-            and (middle := results.median(key, metric)) is not None
+            if (values := metric_values(results, key, metric)) and (middle := results.median(key, metric)) is not None
         ]
         failed = [
             (results.cases[key].contestant, results.cases[key].variant, "failed", reason, "")
             for key, reason in results.failures.items()
             if results.cases[key].workload == workload
         ]
-        header = ("", "", "median", "lowest – highest", "")
+        header = ("", "", "median", "lowest to highest", "")
         yield f"## {TITLES[workload]}\n\n{table([header, *rows, *failed])}"
 
 
@@ -61,11 +60,11 @@ def metric_values(results: Results, key: str, metric: str) -> list[float]:
 
 def targets_table(verdicts: Iterable[Verdict]) -> str:
     """The targets with what came out, and the same against a peer's best setting."""
-    rows = [("target", "limit", "reached", "lowest – highest", "", "")]
+    rows = [("target", "limit", "reached", "lowest to highest", "", "")]
     for verdict in verdicts:
         target = verdict.target
         limit = f"≥ {target.at_least:g}" if target.at_least is not None else f"≤ {target.at_most:g}"
-        reached = "–" if verdict.value is None else number(verdict.value)
+        reached = "-" if verdict.value is None else number(verdict.value)
         best = verdict.against_best
         rows.append(
             (
@@ -74,7 +73,7 @@ def targets_table(verdicts: Iterable[Verdict]) -> str:
                 reached,
                 "" if verdict.value is None else spread([verdict.low, verdict.high]),
                 verdict.word,
-                f"{number(best)} × its best of 1 and 4 threads" if best else "",
+                f"{number(best)}x huey's best of 1 and 4 threads" if best else "",
             )
         )
     return f"## Targets\n\n{table(rows)}"
@@ -96,13 +95,12 @@ def number(value: float) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """The lowest and the highest."""
-    return f"{number(min(values))} – {number(max(values))}"
+    return f"{number(min(values))} to {number(max(values))}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

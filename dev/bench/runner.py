@@ -86,9 +86,7 @@ async def measure(
     return results
 
 
-async def _one(
-    case: Case, folder: Path, shared: Path, redis_url: str, results: Results
-) -> Metrics | None:
+async def _one(case: Case, folder: Path, shared: Path, redis_url: str, results: Results) -> Metrics | None:
     """One measurement in a folder of its own, after the disk has settled."""
     await asyncio.to_thread(os.sync)
     with TemporaryDirectory(dir=folder) as place:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -114,6 +115,11 @@ async def _finish(process: asyncio.subprocess.Process) -> None:
         raise ChildError(_last_line(errors) or f"exit code {process.returncode}")
 
 
+def without_paths(text: str) -> str:
+    """A message without the folders of this machine, fit for a file that others read."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", text)
+
+
 def _last_line(errors: bytes) -> str:
     lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+    return without_paths(lines[-1].strip()) if lines else ""

@@ -29,7 +29,7 @@ class Target:
     per: str | None = None
     minus: str | None = None
     best: tuple[str, ...] = ()
-    unit: str = "×"
+    unit: str = "x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Verdict:
     def word(self) -> str:
         """PASS, MISS, or a dash where something was not measured."""
         if self.value is None:
-            return "–"
+            return "-"
         kept = (self.target.at_least is None or self.value >= self.target.at_least) and (
             self.target.at_most is None or self.value <= self.target.at_most
         )
@@ -85,14 +85,14 @@ def targets(sizes: Sizes) -> list[Target]:
                (f"backlog/sitq/waiting {large}", speed), 0.85, per="backlog/sitq/waiting 0"),
         Target(f"drain beside {large:,} finished ÷ small file",
                (f"backlog/sitq/finished {large}", speed), 0.85, per="backlog/sitq/finished 0"),
-        Target(f"worker's memory, {large:,} waiting − small file",
+        Target(f"worker's memory, {large:,} waiting, beyond small file",
                (f"backlog/sitq/waiting {large}", "peak_mib"), at_most=30.0,
                minus="backlog/sitq/waiting 0", unit="MiB"),
         Target("2 processes ÷ 1, CPU-bound", ("processes/sitq/spin 2", speed), 1.8,
                per="processes/sitq/spin 1"),
         Target("2 processes ÷ 1, no-op", ("processes/sitq/noop 2", speed), 1.0,
                per="processes/sitq/noop 1"),
-        Target("import sitq − import asyncio", ("import/sitq", "ms"), at_most=60.0, unit="ms"),
+        Target("import sitq, beyond asyncio", ("import/sitq", "ms"), at_most=60.0, unit="ms"),
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PAYLOAD = "x" * 100
@@ -62,16 +63,16 @@ tally = Tally()
 class Stamp(NamedTuple):
     """When a task began: the clock that processes share, and the wall clock, in nanoseconds."""
 
-    index: int
+    number: int
     monotonic_ns: int
     wall_ns: int
 
 
-def read_stamps(path: str) -> list[Stamp]:
+def read_stamps(path: Path) -> list[Stamp]:
     """What the tasks have written to `path` so far."""
-    with open(path, "rb") as file:
-        data = file.read()
-    return [Stamp(*fields) for fields in _STAMP.iter_unpack(data[: len(data) // 24 * 24])]
+    data = path.read_bytes()
+    whole = len(data) // _STAMP.size * _STAMP.size
+    return [Stamp(*fields) for fields in _STAMP.iter_unpack(data[:whole])]
 
 
 async def noop(payload: str) -> int:
@@ -93,14 +94,14 @@ def spin(payload: str) -> int:
     return total
 
 
-async def stamp(index: int) -> int:
+async def stamp(number: int) -> int:
     """Write down when the task began; give the moment at which it ended."""
-    return stamp_plain(index)
+    return stamp_plain(number)
 
 
-def stamp_plain(index: int) -> int:
+def stamp_plain(number: int) -> int:
     """Do the same as `stamp`, without `async`."""
-    record = _STAMP.pack(index, time.monotonic_ns(), time.time_ns())
+    record = _STAMP.pack(number, time.monotonic_ns(), time.time_ns())
     file = os.open(os.environ[STAMPS_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(file, record)

@@ -132,7 +132,8 @@ class Dispatcher:
         self._give_up_at = time.monotonic() + (
             self._settings.lease if timeout is None else max(timeout, FIRST_RETRY_SECONDS)
         )
-        await self._wait(lambda: not self._outcomes and self._recording is None, None)
+        # A reservation that is under way ends within the backend's bounds, and is given back.
+        await self._wait(lambda: not (self._outcomes or self._recording or self._reserving), None)
         await self._release()
         await self._renewer.stop()
         self._threads.close()

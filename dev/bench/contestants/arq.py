@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from arq import create_pool, func
 from arq.connections import ArqRedis, RedisSettings
@@ -25,8 +24,8 @@ async def _noop(ctx: object, payload: str) -> int:
     return await noop(payload)
 
 
-async def _stamp(ctx: object, index: int) -> int:
-    return await stamp(index)
+async def _stamp(ctx: object, number: int) -> int:
+    return await stamp(number)
 
 
 class Arq(Contestant):
@@ -76,7 +75,7 @@ class Arq(Contestant):
         return await super().drain(concurrency, count)
 
     async def recorded(self, count: int) -> bool:
-        return await self._connected().zcard("arq:queue") == 0
+        return bool(await self._connected().zcard("arq:queue") == 0)
 
     def _connected(self) -> ArqRedis:
         if self.pool is None:

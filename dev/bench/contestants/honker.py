@@ -45,9 +45,7 @@ class Honker(Contestant):
     @asynccontextmanager
     async def worker(self, concurrency: int) -> AsyncGenerator[None]:
         stop = asyncio.Event()
-        workers = asyncio.create_task(
-            self.database.run_workers(queue=QUEUE, concurrency=concurrency, stop_event=stop)
-        )
+        workers = asyncio.create_task(self.database.run_workers(queue=QUEUE, concurrency=concurrency, stop_event=stop))
         try:
             yield
         finally:

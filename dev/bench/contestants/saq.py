@@ -32,9 +32,7 @@ class Saq(Contestant):
     """One queue object produces, another belongs to the worker."""
 
     distributions = ("saq", "redis")
-    workloads = frozenset(
-        {"drain", "drain_plain", "enqueue", "enqueue_concurrent", "wake", "result", "idle"}
-    )
+    workloads = frozenset({"drain", "drain_plain", "enqueue", "enqueue_concurrent", "wake", "result", "idle"})
     needs_redis = True
     note = "JSON instead of pickle"
 
@@ -59,9 +57,7 @@ class Saq(Contestant):
     async def worker(self, concurrency: int) -> AsyncGenerator[None]:
         queue = Queue.from_url(self.store.redis_url)
         await queue.connect()
-        worker: Worker[Any] = Worker(
-            queue, [_saq_function(task) for task in TASKS], concurrency=concurrency
-        )
+        worker: Worker[Any] = Worker(queue, [_saq_function(task) for task in TASKS], concurrency=concurrency)
         running = asyncio.create_task(worker.start())
         try:
             yield

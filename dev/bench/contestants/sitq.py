@@ -7,11 +7,10 @@ from functools import partial
 from itertools import repeat
 from typing import Literal, cast
 
-from sitq import SQLiteBackend, TaskId, TaskQueue, Worker
-
 from dev.bench.case import Store
 from dev.bench.contestants.base import Contestant, Span
 from dev.bench.tasks import PAYLOAD, Task, noop
+from sitq import SQLiteBackend, TaskId, TaskQueue, Worker
 
 type Durability = Literal["enqueue", "full", "normal"]
 

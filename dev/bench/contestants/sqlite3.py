@@ -1,13 +1,14 @@
 """Bare sqlite3 on a table like sitq's: what a queue in one SQLite file could reach at best.
 
-No serialization, no execution, no other thread: statements only, from a plain loop.
+The columns are sitq's, with the one index that a reservation needs. No serialization, no
+execution, no other thread: statements only, from a plain loop.
 """
 
+import random
 import sqlite3
 import time
 from collections.abc import Iterable
 from itertools import repeat
-from uuid import uuid4
 
 from dev.bench.case import Store
 from dev.bench.contestants.base import Contestant, Span
@@ -18,14 +19,16 @@ SCHEMA = """
         id INTEGER PRIMARY KEY,
         task_id TEXT NOT NULL UNIQUE,
         status TEXT NOT NULL DEFAULT 'pending',
-        payload BLOB NOT NULL,
+        name TEXT NOT NULL,
         attempt INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER NOT NULL,
         enqueued_at INTEGER NOT NULL,
         available_at INTEGER NOT NULL,
         started_at INTEGER,
         finished_at INTEGER,
-        claim TEXT,
+        claim INTEGER,
+        format TEXT NOT NULL,
+        payload BLOB NOT NULL,
         result BLOB,
         error TEXT,
         traceback TEXT
@@ -33,8 +36,8 @@ SCHEMA = """
     CREATE INDEX tasks_due ON tasks (available_at, id) WHERE finished_at IS NULL;
 """
 INSERT = """
-    INSERT INTO tasks (task_id, payload, max_attempts, enqueued_at, available_at)
-    VALUES (?, ?, 5, ?, ?)
+    INSERT INTO tasks (task_id, name, max_attempts, enqueued_at, available_at, format, payload)
+    VALUES (?, 'dev.bench.tasks:noop', 5, ?, ?, 'bare', ?)
 """
 RESERVE = """
     UPDATE tasks
@@ -92,15 +95,13 @@ class BareSqlite(Contestant):
             self._complete(reserved)
         return Span(started, time.perf_counter())
 
-    def _reserve(self, limit: int) -> list[tuple[int, str]]:
+    def _reserve(self, limit: int) -> list[tuple[int, int]]:
         now = _now()
-        claim = uuid4().hex
-        rows = self.connection.execute(
-            RESERVE, (claim, now, now + LEASE_MICROSECONDS, now, limit)
-        ).fetchall()
+        claim = random.getrandbits(62)
+        rows = self.connection.execute(RESERVE, (claim, now, now + LEASE_MICROSECONDS, now, limit)).fetchall()
         return [(row[0], claim) for row in rows]
 
-    def _complete(self, reserved: list[tuple[int, str]]) -> None:
+    def _complete(self, reserved: list[tuple[int, int]]) -> None:
         now = _now()
         rows = [(now, b"result", row_id, claim) for row_id, claim in reserved]
         if len(rows) == 1:
@@ -117,9 +118,9 @@ def _now() -> int:
     return time.time_ns() // 1_000
 
 
-def _row(argument: object) -> tuple[str, bytes, int, int]:
+def _row(argument: object) -> tuple[str, int, int, bytes]:
     now = _now()
-    return f"{time.monotonic_ns():032x}", str(argument).encode(), now, now
+    return f"{time.monotonic_ns():032x}", now, now, str(argument).encode()
 
 
 CONTESTANT = BareSqlite

@@ -30,9 +30,7 @@ class Streaq(Contestant):
         self.producer, self.tasks = self._worker(self.usual_concurrency)
 
     def _worker(self, concurrency: int) -> tuple[Worker[Any], dict[Task, Any]]:
-        worker: Worker[Any] = Worker(
-            redis_url=self.store.redis_url, concurrency=concurrency, handle_signals=False
-        )
+        worker: Worker[Any] = Worker(redis_url=self.store.redis_url, concurrency=concurrency, handle_signals=False)
         return worker, {task: worker.task(task) for task in TASKS}
 
     async def open(self) -> None:
@@ -49,9 +47,7 @@ class Streaq(Contestant):
         await self.fill(noop, repeat(PAYLOAD, count))
 
     async def fill(self, task: Task, arguments: Iterable[object]) -> None:
-        await self.producer.enqueue_many(
-            [self.tasks[task].enqueue(argument) for argument in arguments]
-        )
+        await self.producer.enqueue_many([self.tasks[task].enqueue(argument) for argument in arguments])
 
     async def result(self, handle: Any) -> Any:
         return (await handle.result(timeout=30)).result

@@ -16,6 +16,9 @@ PAUSE_SECONDS = (0.005, 0.050)
 SETTLE_SECONDS = 0.5
 """Pause after a worker has started, so that it is idle when the first task arrives."""
 
+WARM_UP = 3
+"""Tasks before those that count: the first ones pay for imports and empty caches."""
+
 STRAGGLERS_SECONDS = 30.0
 
 
@@ -45,22 +48,22 @@ async def result(contestant: Contestant, case: Case) -> Metrics:
     delays = []
     async with serving(case, contestant.store):
         await asyncio.sleep(SETTLE_SECONDS)
-        for index in range(case.count):
-            handle = await contestant.enqueue(stamp, index)
+        for number in range(WARM_UP + case.count):
+            handle = await contestant.enqueue(stamp, number)
             ended = await contestant.result(handle)
             delays.append(time.monotonic_ns() - ended)
             await pause()
-    return percentiles(delays)
+    return percentiles(delays[WARM_UP:])
 
 
 async def _wake(contestant: Contestant, count: int, stamps: Path) -> Metrics:
     acknowledged = []
-    for index in range(count):
-        await contestant.enqueue(stamp, index)
+    for number in range(WARM_UP + count):
+        await contestant.enqueue(stamp, number)
         acknowledged.append(time.monotonic_ns())
         await pause()
-    started = await all_stamps(stamps, count)
-    return percentiles([entry.monotonic_ns - acknowledged[entry.index] for entry in started])
+    started = await all_stamps(stamps, WARM_UP + count)
+    return percentiles([entry.monotonic_ns - acknowledged[entry.number] for entry in started])
 
 
 def stamp_file(contestant: Contestant) -> Path:
@@ -72,17 +75,17 @@ def stamp_file(contestant: Contestant) -> Path:
 
 
 async def all_stamps(path: Path, count: int) -> list[Stamp]:
-    """The stamps of `count` tasks, when they are all there.
+    """The stamps of `count` tasks, when they are all there, without those of the warm-up.
 
     Raises:
         RuntimeError: when there are too many, or not enough after half a minute.
     """
     deadline = time.monotonic() + STRAGGLERS_SECONDS
-    while len(stamps := read_stamps(path)) < count and time.monotonic() < deadline:
+    while len(stamps := read_stamps(path)) < count and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     if len(stamps) != count:
         raise RuntimeError(f"{len(stamps)} stamps of {count} tasks")
-    return stamps
+    return [entry for entry in stamps if entry.number >= WARM_UP]
 
 
 async def pause() -> None:

@@ -1,6 +1,7 @@
 """What sitq costs while it does nothing: an idle worker's processor time, and its import."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -30,16 +31,23 @@ async def idle(contestant: Contestant, case: Case) -> Metrics:
 
 
 async def import_time(contestant: Contestant, case: Case) -> Metrics:
-    """What `import sitq` takes beyond `import asyncio`, each in `count` fresh interpreters."""
+    """What `import sitq` takes beyond `import asyncio`, each in `count` fresh interpreters.
+
+    All modules come from byte code, as after an installation: a first import, which does not
+    count, writes it.
+    """
+    # Whatever the environment says about byte code, and without writing any beside the sources.
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(contestant.store.folder / "pycache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     seconds: dict[str, list[float]] = {"asyncio": [], "sitq": []}
     for _ in range(case.count + 1):
         for module, values in seconds.items():
-            values.append(await asyncio.to_thread(_import_seconds, module))
-    # The first of each may have written byte code.
+            values.append(await asyncio.to_thread(_import_seconds, module, environment))
     base, whole = (median(values[1:]) for values in seconds.values())
     return {"ms": 1_000 * (whole - base)}
 
 
-def _import_seconds(module: str) -> float:
+def _import_seconds(module: str, environment: dict[str, str]) -> float:
     command = [sys.executable, "-c", IMPORT_TIMER.format(module=module)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(process.stdout)

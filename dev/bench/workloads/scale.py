@@ -1,10 +1,11 @@
 """A large file, and more than one worker process: whether sitq keeps its speed."""
 
 import asyncio
+import os
 import shutil
 import sqlite3
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -18,13 +19,13 @@ from dev.bench.tasks import PAYLOAD, noop, tally
 from dev.bench.workloads.throughput import rate
 
 FILL_SECONDS = 900.0
-FILL_STEP = 100_000
+FILL_STEP = 20_000
 
 FINISH = """
     UPDATE tasks
-    SET status = 'success', attempt = 1, started_at = :now, finished_at = :now, claim = NULL,
+    SET status = 'success', attempt = 1, started_at = :now, finished_at = :now, claim = 1,
         result = (SELECT result FROM tasks WHERE status = 'success' LIMIT 1)
-    WHERE status = 'pending'
+    WHERE finished_at IS NULL
 """
 
 
@@ -37,6 +38,8 @@ async def backlog(contestant: Sitq, case: Case) -> Metrics:
     """
     await contestant.close()
     shutil.copyfile(await _template(case, contestant.store), contestant.path)
+    # Else the first checkpoint would have to wait until the whole copy is on the disk.
+    await asyncio.to_thread(os.sync)
     tally.expect(case.count)
     started = time.perf_counter()
     async with contestant.worker(case.concurrency):
@@ -54,28 +57,29 @@ async def _template(case: Case, store: Store) -> Path:
 
 
 async def fill(contestant: Sitq, case: Case) -> Metrics:
-    """Make the file for `backlog`: its history first, then the tasks to run, then the rest."""
-    if case.state == "finished":
-        await contestant.fill(noop, [PAYLOAD])
-        tally.expect(1)
-        await contestant.drain(1, 1)
-        await _fill(contestant, case.backlog)
+    """Make the file for `backlog`: its history first, then the tasks to run, then the rest.
+
+    The history comes in steps, as it would by and by: else a large file would begin with the
+    holes that a million waiting tasks have left behind in the index of what is due.
+    """
+    with closing(sqlite3.connect(contestant.path, isolation_level=None)) as connection:
+        if case.state == "finished":
+            await contestant.fill(noop, [PAYLOAD])
+            tally.expect(1)
+            await contestant.drain(1, 1)
+            for count in _steps(case.backlog):
+                await contestant.fill(noop, repeat(PAYLOAD, count))
+                connection.execute(FINISH, {"now": time.time_ns() // 1_000})
+        waiting = case.count + (case.backlog if case.state == "waiting" else 0)
+        for count in _steps(waiting):
+            await contestant.fill(noop, repeat(PAYLOAD, count))
         await contestant.close()
-        with sqlite3.connect(contestant.path) as connection:
-            connection.execute(FINISH, {"now": time.time_ns() // 1_000})
-        await contestant.open()
-        await _fill(contestant, case.count)
-    else:
-        await _fill(contestant, case.count + case.backlog)
-    await contestant.close()
-    with sqlite3.connect(contestant.path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return {}
 
 
-async def _fill(contestant: Sitq, count: int) -> None:
-    for first in range(0, count, FILL_STEP):
-        await contestant.fill(noop, repeat(PAYLOAD, min(FILL_STEP, count - first)))
+def _steps(count: int) -> list[int]:
+    return [min(FILL_STEP, count - first) for first in range(0, count, FILL_STEP)]
 
 
 async def processes(contestant: Sitq, case: Case) -> Metrics:
@@ -89,8 +93,7 @@ async def processes(contestant: Sitq, case: Case) -> Metrics:
     await contestant.fill(getattr(tasks, case.task), repeat(PAYLOAD, case.count))
     async with AsyncExitStack() as stack:
         workers: list[Draining] = [
-            await stack.enter_async_context(draining(case, contestant.store))
-            for _ in range(case.processes)
+            await stack.enter_async_context(draining(case, contestant.store)) for _ in range(case.processes)
         ]
         outcomes = await asyncio.gather(*(worker() for worker in workers))
     executions = sum(outcome.executions for outcome in outcomes)

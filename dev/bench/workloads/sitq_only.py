@@ -5,14 +5,19 @@ import random
 import time
 from datetime import UTC, datetime, timedelta
 
-from sitq import SyncTaskQueue
-
 from dev.bench.case import Case, Metrics
 from dev.bench.contestants.sitq import Sitq
 from dev.bench.serve import serving
 from dev.bench.tasks import PAYLOAD, noop, stamp
-from dev.bench.workloads.latency import SETTLE_SECONDS, all_stamps, percentiles, stamp_file
+from dev.bench.workloads.latency import (
+    SETTLE_SECONDS,
+    WARM_UP,
+    all_stamps,
+    percentiles,
+    stamp_file,
+)
 from dev.bench.workloads.throughput import rate
+from sitq import SyncTaskQueue
 
 ETA_SECONDS = (0.050, 0.500)
 
@@ -37,9 +42,9 @@ async def eta(contestant: Sitq, case: Case) -> Metrics:
     due = []
     async with serving(case, contestant.store):
         await asyncio.sleep(SETTLE_SECONDS)
-        for index in range(case.count):
+        for number in range(WARM_UP + case.count):
             moment = datetime.now(UTC) + timedelta(seconds=random.uniform(*ETA_SECONDS))
-            await contestant.enqueue_at(stamp, index, moment)
+            await contestant.enqueue_at(stamp, number, moment)
             due.append(round(moment.timestamp() * 1e6) * 1_000)
-        started = await all_stamps(stamps, case.count)
-    return percentiles([entry.wall_ns - due[entry.index] for entry in started])
+        started = await all_stamps(stamps, WARM_UP + case.count)
+    return percentiles([entry.wall_ns - due[entry.number] for entry in started])

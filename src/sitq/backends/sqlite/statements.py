@@ -119,9 +119,9 @@ _ENQUEUES = {
 _NO_CHANGE: Row = (None,) * 9
 
 _HEADS = f"""
-    SELECT (SELECT available_at FROM {_DUE} {_OLDEST_FIRST} LIMIT 1),
-        (SELECT available_at FROM {_LAST} {_OLDEST_FIRST} LIMIT 1),
-        (SELECT max_attempts <= attempt FROM {_LAST} {_OLDEST_FIRST} LIMIT 1)
+    SELECT (SELECT available_at FROM {_DUE} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1),
+        (SELECT available_at FROM {_LAST} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1),
+        (SELECT max_attempts <= attempt FROM {_LAST} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1)
 """
 _RESERVED = f"""
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at

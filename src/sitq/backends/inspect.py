@@ -1,0 +1,197 @@
+"""What a backend may offer beside the contract: to be looked into, and to have its tasks mended.
+
+An optional protocol: queue and worker do without it. The methods ``list``, ``counts``, ``retry``
+and ``cancel`` of a queue and all of the command line stand on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol, runtime_checkable
+
+from sitq.models import Status
+
+type Level = Literal["ok", "note", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What a listing says of a task; no payload was loaded for it.
+
+    Attributes:
+        task_id: The task's id.
+        name: What its call is named.
+        status: One of the five statuses.
+        attempt: How many times it was started.
+        max_attempts: How many times it may be started.
+        enqueued_at: When it was stored.
+        due_at: When it is or was due; ``None`` unless it is pending.
+        lease_ends_at: When its lease ends or ended; ``None`` unless it is in progress.
+        started_at: When its latest run was started; ``None`` if it never was.
+        finished_at: When it was finished or cancelled; ``None`` if it is neither.
+        error: ``"ExceptionType: message"`` of a failed task, else ``None``.
+    """
+
+    task_id: str
+    name: str
+    status: Status
+    attempt: int
+    max_attempts: int
+    enqueued_at: datetime
+    due_at: datetime | None
+    lease_ends_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDetails(TaskInfo):
+    """All that is known of a task without loading its payload or its result.
+
+    Attributes:
+        traceback: The worker's traceback of a failed task, formatted, where there is one.
+        format: What wrote the payload.
+        payload_bytes: The size of the payload.
+        result_bytes: The size of the result; ``None`` where there is none.
+    """
+
+    traceback: str | None
+    format: str
+    payload_bytes: int
+    result_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many tasks there are, at one moment of the backend's clock.
+
+    Attributes:
+        pending: Tasks that wait to be run.
+        in_progress: Tasks that were reserved and have no outcome yet.
+        success: Tasks that returned a value.
+        failed: Tasks that raised, or whose attempts are spent.
+        cancelled: Tasks that were cancelled before they were run.
+        scheduled: How many of ``pending`` are not due yet.
+        abandoned: How many of ``in_progress`` have lost their lease, and no worker took them over.
+        oldest_waiting: For how many seconds the oldest due task of ``pending`` has been due;
+            ``None`` where none is due.
+        enqueued_last_minute: Tasks that were stored in the last 60 seconds.
+        succeeded_last_minute: Tasks that succeeded in the last 60 seconds.
+        failed_last_minute: Tasks that failed in the last 60 seconds.
+    """
+
+    pending: int
+    in_progress: int
+    success: int
+    failed: int
+    cancelled: int
+    scheduled: int
+    abandoned: int
+    oldest_waiting: float | None
+    enqueued_last_minute: int
+    succeeded_last_minute: int
+    failed_last_minute: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadFormat:
+    """How many unfinished tasks have payloads of one format.
+
+    Attributes:
+        format: What wrote them.
+        tasks: How many they are.
+        marked: How many of them hold the bytes that were asked for.
+    """
+
+    format: str
+    tasks: int
+    marked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        name: What was examined, in a word or two.
+        level: ``"ok"``; ``"note"`` for what is good to know; ``"wrong"`` for what wants a person.
+        found: What is the case.
+        advice: What to do about it; ``None`` where there is nothing to do.
+    """
+
+    name: str
+    level: Level
+    found: str
+    advice: str | None = None
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A backend that can be looked into, and whose tasks can be mended.
+
+    The rules of :class:`~sitq.Backend` hold here too. Above all, no payload and no result is ever
+    loaded, and one call is one atomic change, except for :meth:`prune`.
+    """
+
+    async def counts(self) -> Counts:
+        """Counts the tasks. May have to read every row."""
+        ...
+
+    async def show(self, task_id: str) -> TaskDetails | None:
+        """Looks at one task; ``None`` where there is no such task."""
+        ...
+
+    async def retry(self, task_ids: Sequence[str]) -> Sequence[str]:
+        """Makes failed and cancelled tasks pending again, due now, as if they had never been run.
+
+        Attempt, error, traceback and the times of the run are forgotten. A run that was thought
+        dead cannot record an outcome for them any more. Workers are woken.
+
+        Returns:
+            The ids of those that are pending again, in the order given. The others do not exist or
+            are neither failed nor cancelled, and are left as they are.
+        """
+        ...
+
+    async def retry_failed(self) -> Sequence[str]:
+        """Retries every task that is failed, but none that is cancelled; returns their ids."""
+        ...
+
+    async def cancel(self, task_ids: Sequence[str]) -> Sequence[str]:
+        """Finishes pending tasks without running them; who waits for them is woken.
+
+        Returns:
+            The ids of those that are cancelled by this call, in the order given. The others do not
+            exist, are in progress or finished, and are left as they are.
+        """
+        ...
+
+    async def prune(self, *, older_than: float) -> int:
+        """Deletes the tasks that finished more than ``older_than`` seconds ago; returns how many.
+
+        Made of several changes, so that other callers get their turn in between.
+        """
+        ...
+
+    async def payload_formats(self, mark: bytes) -> Sequence[PayloadFormat]:
+        """Counts the unfinished tasks by the format of their payload.
+
+        Args:
+            mark: Bytes to search the payloads for.
+        """
+        ...
+
+    async def examine(self) -> Sequence[Finding]:
+        """Examines the store: what it stands on, whether it is whole, whether anyone works on it."""
+        ...
+
+    # The last one: from here on, `list` is this method to a type checker.
+    async def list(self, *, status: Status | None = None, limit: int = 100) -> Sequence[TaskInfo]:
+        """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
+
+        Args:
+            status: Only tasks of this status; ``None`` means all, by when they were stored.
+            limit: How many to list at most, at least 1.
+        """
+        ...
