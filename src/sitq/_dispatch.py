@@ -25,6 +25,9 @@ OVERLAP_FROM_SLOTS = 16
 """From how many slots on a reservation takes half of them, so that one half of the tasks runs while
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
+MOST_RECORDINGS = 2
+"""How many batches of outcomes may be under way, for the same reason."""
+
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 5.0
 RELEASE_TRIES = 3
@@ -65,7 +68,7 @@ class Dispatcher:
         self._asked_alone = False  # and whether one of them may bring a last attempt
         self._unrecorded = 0  # outcomes that the backend has refused so far
         self._outcomes: list[tuple[HeldTask, Outcome]] = []
-        self._recording: asyncio.Task[None] | None = None
+        self._recordings: set[asyncio.Task[None]] = set()
         self._given_back: list[ReservedTask] = []
         self._wakeup = asyncio.Event()
         self._look = True  # another look may find something
@@ -133,7 +136,7 @@ class Dispatcher:
             self._settings.lease if timeout is None else max(timeout, FIRST_RETRY_SECONDS)
         )
         # A reservation that is under way ends within the backend's bounds, and is given back.
-        await self._wait(lambda: not (self._outcomes or self._recording or self._reserving), None)
+        await self._wait(lambda: not (self._outcomes or self._recordings or self._reserving), None)
         await self._release()
         await self._renewer.stop()
         self._threads.close()
@@ -251,12 +254,18 @@ class Dispatcher:
         return self._cancelling or bool(self._owner and self._owner.cancelling())
 
     def _record(self) -> None:
-        """Hands the outcomes so far to the backend, unless it is still busy with earlier ones."""
-        if self._outcomes and self._recording is None:
+        """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
+        if self._outcomes and len(self._recordings) < MOST_RECORDINGS:
             batch, self._outcomes = self._outcomes, []
             # Eager: it is in the backend's queue before the reservation that follows.
             recording = asyncio.Task(self._write(batch), loop=self._loop, eager_start=True)
-            self._recording = None if recording.done() else recording
+            if not recording.done():
+                self._recordings.add(recording)
+                recording.add_done_callback(self._end_recording)
+
+    def _end_recording(self, recording: asyncio.Task[None]) -> None:
+        self._recordings.discard(recording)
+        self._wakeup.set()
 
     async def _write(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
         """Records outcomes, and tries again until the backend takes them."""
@@ -283,8 +292,6 @@ class Dispatcher:
             raise
         finally:
             self._unrecorded -= refused
-            self._recording = None
-            self._wakeup.set()
 
     async def _mark(self, outcomes: list[Outcome]) -> list[ReservedTask]:
         successes = [outcome for outcome in outcomes if outcome.error is None]

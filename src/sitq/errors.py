@@ -51,9 +51,7 @@ class TaskCancelledError(TaskFailedError):
     will come. Code that catches that one needs no second branch.
     """
 
-    def __init__(
-        self, task_id: str, error: str = "cancelled before it was run", traceback: str | None = None
-    ) -> None:
+    def __init__(self, task_id: str, error: str = "cancelled before it was run", traceback: str | None = None) -> None:
         super().__init__(task_id, error, traceback)
 
     def __str__(self) -> str:

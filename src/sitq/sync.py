@@ -4,14 +4,15 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
 
 from sitq.backends.base import Backend
+from sitq.backends.inspect import Counts, TaskInfo
 from sitq.errors import BackendError
-from sitq.models import Result, TaskId
-from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
+from sitq.models import Result, Status, TaskId
+from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, Ids, TaskQueue, check_ids
 from sitq.serialization import Serializer
 
 
@@ -186,6 +187,43 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.get_result(task_id, timeout))
+
+    def counts(self) -> Counts:
+        """Counts the tasks; see :meth:`TaskQueue.counts`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(self._queue.counts)
+
+    def retry(self, task_ids: Ids | None = None, *, failed: bool = False) -> Sequence[str]:
+        """Makes failed and cancelled tasks pending again; see :meth:`TaskQueue.retry`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        _refuse_running_loop()
+        ids = None if task_ids is None else check_ids(task_ids)  # here: as in enqueue_many
+        return self._call(lambda: self._queue.retry(ids, failed=failed))
+
+    def cancel(self, task_ids: Ids) -> Sequence[str]:
+        """Finishes pending tasks without running them; see :meth:`TaskQueue.cancel`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        _refuse_running_loop()
+        ids = check_ids(task_ids)
+        return self._call(lambda: self._queue.cancel(ids))
+
+    # The last one: from here on, `list` is this method to a type checker.
+    def list(self, status: Status | None = None, *, limit: int = 100) -> Sequence[TaskInfo]:
+        """Lists tasks, the newest first; see :meth:`TaskQueue.list`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._queue.list(status, limit=limit))
 
 
 async def _guarded[T](function: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T | None, BaseException | None]:

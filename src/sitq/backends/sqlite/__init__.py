@@ -16,6 +16,7 @@ from typing import get_args
 from sitq._checks import check_count, check_seconds
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Connection, Durability, Job
+from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.wake import Watchers, touch
 from sitq.errors import BackendError
 from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim
@@ -34,7 +35,7 @@ def _micros(seconds: float) -> int:
     return int(seconds * 1_000_000)
 
 
-class SQLiteBackend:
+class SQLiteBackend(Inspection):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.
@@ -91,6 +92,7 @@ class SQLiteBackend:
         # Not an asyncio future: a second user may wait for it in an event loop of its own.
         self._opening: concurrent.futures.Future[Connection] | None = None
         self._prune_at = 0.0
+        self._more_is_due = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -184,7 +186,9 @@ class SQLiteBackend:
         until = 0
 
         def wanted(connection: sqlite3.Connection, now: int) -> bool:
-            return statements.is_due(connection, now, alone) or self._may_prune(connection, now)
+            # Where the latest look brought all that was asked for, there is more: asking would only
+            # hand the interpreter lock to the loop, just when SQLite could have started beside it.
+            return self._more_is_due or statements.is_due(connection, now, alone) or self._may_prune(connection, now)
 
         def changes(now: int) -> Iterator[statements.Row]:
             nonlocal until
@@ -196,7 +200,9 @@ class SQLiteBackend:
         def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> Reservation:
             if self._prunes_now() and not self._may_prune(connection, now):
                 self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-            return statements.reserved(connection, now, limit, claim, until, notes)
+            reservation = statements.reserved(connection, now, limit, claim, until, notes)
+            self._more_is_due = len(reservation.tasks) == limit
+            return reservation
 
         return await self._connected().call(
             Job(read, changes, wanted=wanted, on_commit=self._tell_buried, on_abandoned=self._give_back)

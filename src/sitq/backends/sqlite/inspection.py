@@ -67,6 +67,8 @@ _COUNTS = """
     FROM tasks
 """
 
+_OLDEST = 7  # which of them is a time
+
 _INFO = """task_id, name, status, attempt, max_attempts, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
     started_at, finished_at"""
@@ -154,9 +156,7 @@ class Inspection:
         Reads the whole file, and keeps other callers of this backend object waiting meanwhile.
         """
         path = self._path
-        return await self._connected().call(
-            Job(lambda connection, now, _: examination.examine(connection, path, now))
-        )
+        return await self._connected().call(Job(lambda connection, now, _: examination.examine(connection, path, now)))
 
     async def list(self: _Backend, *, status: Status | None = None, limit: int = 100) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
@@ -181,10 +181,12 @@ async def _change(backend: _Backend, op: str, task_ids: Iterable[str]) -> Sequen
     def done(_: sqlite3.Connection, now: int, notes: Notes) -> Sequence[str]:
         return [task_id for task_id in found if ("refused", task_id, token) not in notes]
 
+    def wake(ids: Sequence[str]) -> None:
+        if ids:
+            backend._tell([*ids, None])
+
     # Synced like an enqueue: what an operator was told must not be undone by a power cut.
-    return await connection.call(
-        Job(done, changes, synced=True, on_commit=lambda ids: backend._tell([*ids, None] if ids else []))
-    )
+    return await connection.call(Job(done, changes, synced=True, on_commit=wake))
 
 
 def _look(connection: sqlite3.Connection, op: str, task_ids: Iterable[str]) -> Sequence[str]:
@@ -223,9 +225,10 @@ def _fetch(connection: sqlite3.Connection, sql: str, task_id: str) -> Row | None
 
 
 def _counts(connection: sqlite3.Connection, now: int) -> Counts:
-    *tasks, oldest, enqueued, succeeded, failed = connection.execute(_COUNTS, (now, now - MINUTE_MICROS)).fetchone()
-    waiting = None if oldest is None else (now - oldest) / 1_000_000
-    return Counts(*tasks, waiting, enqueued, succeeded, failed)
+    values = list(connection.execute(_COUNTS, (now, now - MINUTE_MICROS)).fetchone())
+    if values[_OLDEST] is not None:
+        values[_OLDEST] = (now - values[_OLDEST]) / 1_000_000
+    return Counts(*values)
 
 
 def _list(connection: sqlite3.Connection, status: Status | None, limit: int) -> Sequence[TaskInfo]:
