@@ -63,6 +63,7 @@ class Dispatcher:
         self._held: set[HeldTask] = set()  # until the outcome is recorded
         self._renewer = Renewer(backend, settings.lease, self._held.copy)
         self._running = 0
+        self._reservations: set[asyncio.Task[None]] = set()
         self._reserving = 0  # reservations under way
         self._asked_for = 0  # and how many tasks they may bring
         self._asked_alone = False  # and whether one of them may bring a last attempt
@@ -113,7 +114,9 @@ class Dispatcher:
                 beside = self._saturated and not self._asked_alone
                 if limit and (self._look or self._saturated) and self._reserving <= beside:
                     self._look = False
-                    asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
+                    reservation = asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
+                    self._reservations.add(reservation)  # the loop itself keeps only a weak reference
+                    reservation.add_done_callback(self._reservations.discard)
                 elif until_empty and not (self._held or self._look or self._reserving):
                     return
                 else:

@@ -60,7 +60,11 @@ class Serializer(Protocol):
 @cache
 def _cloudpickle() -> types.ModuleType:
     # Imported at the first use: it costs a third of the time that `import sitq` takes.
-    return importlib.import_module("cloudpickle")
+    cloudpickle = importlib.import_module("cloudpickle")
+    # What __main__ is called in a child of multiprocessing, which no worker can import either.
+    if (main := sys.modules.get("__mp_main__")) is not None:
+        cloudpickle.register_pickle_by_value(main)
+    return cloudpickle
 
 
 class CloudpickleSerializer:

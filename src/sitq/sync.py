@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
@@ -45,6 +46,7 @@ class SyncTaskQueue:
         )
         self._pid: int | None = None
         self._lock = threading.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -72,11 +74,11 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         _refuse_running_loop()
-        if self._pid not in (None, os.getpid()):
-            return  # the thread stayed in the parent, and so did the connection
+        if self._pid not in (None, os.getpid()) or sys.is_finalizing():
+            return  # the thread stayed in the parent, or runs no more: and so with the connection
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
+            self._loop = self._thread = self._pid = None
             if loop is not None and thread is not None:
                 asyncio.run_coroutine_threadsafe(self._end(), loop).result()
                 loop.call_soon_threadsafe(loop.stop)
@@ -84,11 +86,12 @@ class SyncTaskQueue:
                 loop.close()
 
     async def _end(self) -> None:
-        await self._queue.close()
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        # The calls only: what the backend has under way ends by itself.
+        calls = self._calls.copy()
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+        await self._queue.close()
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         _refuse_running_loop()
@@ -97,11 +100,13 @@ class SyncTaskQueue:
                 "this SyncTaskQueue was used before a fork(), and its thread stayed in the parent; "
                 "make a new queue and a new backend in the child"
             )
+        if sys.is_finalizing():
+            raise BackendError("the interpreter is about to exit: it runs no thread any more")
         with self._lock:
             if self._loop is None:
                 self._start_loop()
             assert self._loop is not None
-            future = asyncio.run_coroutine_threadsafe(_guarded(function), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._guarded(function), self._loop)
         try:
             value, error = future.result()
         except concurrent.futures.CancelledError:
@@ -112,6 +117,22 @@ class SyncTaskQueue:
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # a T where error is None
+
+    async def _guarded[T](
+        self, function: Callable[[], Coroutine[Any, Any, T]]
+    ) -> tuple[T | None, BaseException | None]:
+        # A SystemExit or KeyboardInterrupt, of a payload's making, would end the loop and its thread.
+        call = asyncio.current_task()
+        assert call is not None
+        self._calls.add(call)
+        try:
+            return await function(), None
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return None, error
+        finally:
+            self._calls.discard(call)
 
     def _start_loop(self) -> None:
         loop = asyncio.new_event_loop()
@@ -224,16 +245,6 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.list(status, limit=limit))
-
-
-async def _guarded[T](function: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T | None, BaseException | None]:
-    # A SystemExit or KeyboardInterrupt, of a payload's making, would end the loop and its thread.
-    try:
-        return await function(), None
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        return None, error
 
 
 def _refuse_running_loop() -> None:

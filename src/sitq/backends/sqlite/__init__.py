@@ -89,8 +89,9 @@ class SQLiteBackend(Inspection):
         self._watchers = Watchers(self._wal_path)
         self._lock = threading.Lock()
         self._users = 0
-        # Not an asyncio future: a second user may wait for it in an event loop of its own.
-        self._opening: concurrent.futures.Future[Connection] | None = None
+        # Not an asyncio future: a second user may wait for it in an event loop of its own. A failure
+        # is a result as well, for it is no fault when nobody asks for it.
+        self._opening: concurrent.futures.Future[Connection | BaseException] | None = None
         self._prune_at = 0.0
         self._more_is_due = False
 
@@ -111,7 +112,6 @@ class SQLiteBackend(Inspection):
             BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
             BackendVersionError: The file was written by a newer sitq.
         """
-        task = None
         with self._lock:
             self._users += 1
             opening = self._opening
@@ -121,7 +121,9 @@ class SQLiteBackend(Inspection):
                 task = asyncio.ensure_future(self._open())
                 task.add_done_callback(partial(self._opened, opening))
         try:
-            await (asyncio.shield(task) if task else asyncio.shield(asyncio.wrap_future(opening)))
+            opened = await asyncio.shield(asyncio.wrap_future(opening))
+            if isinstance(opened, BaseException):
+                raise opened
         except BaseException:
             await self.close()
             raise
@@ -131,15 +133,15 @@ class SQLiteBackend(Inspection):
         await connection.open()
         return connection
 
-    def _opened(self, opening: concurrent.futures.Future[Connection], task: asyncio.Task[Connection]) -> None:
+    def _opened(
+        self, opening: concurrent.futures.Future[Connection | BaseException], task: asyncio.Task[Connection]
+    ) -> None:
         error = BackendError("opening the file was interrupted") if task.cancelled() else task.exception()
-        if error is None:
-            opening.set_result(task.result())
-            return
-        with self._lock:
-            if self._opening is opening:
-                self._opening = None
-        opening.set_exception(error)
+        if error is not None:
+            with self._lock:
+                if self._opening is opening:
+                    self._opening = None
+        opening.set_result(error or task.result())
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""
@@ -153,12 +155,10 @@ class SQLiteBackend(Inspection):
         if opening is not None:
             await asyncio.shield(asyncio.ensure_future(self._close(opening)))
 
-    async def _close(self, opening: concurrent.futures.Future[Connection]) -> None:
-        try:
-            connection = await asyncio.wrap_future(opening)
-        except Exception:
-            return  # it never was open
-        await connection.close()
+    async def _close(self, opening: concurrent.futures.Future[Connection | BaseException]) -> None:
+        opened = await asyncio.wrap_future(opening)
+        if isinstance(opened, Connection):
+            await opened.close()
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
         """Stores all of ``tasks`` or none, in one transaction.
@@ -188,7 +188,8 @@ class SQLiteBackend(Inspection):
         def wanted(connection: sqlite3.Connection, now: int) -> bool:
             # Where the latest look brought all that was asked for, there is more: asking would only
             # hand the interpreter lock to the loop, just when SQLite could have started beside it.
-            return self._more_is_due or statements.is_due(connection, now, alone) or self._may_prune(connection, now)
+            more, self._more_is_due = self._more_is_due, False
+            return more or statements.is_due(connection, now, alone) or self._may_prune(connection, now)
 
         def changes(now: int) -> Iterator[statements.Row]:
             nonlocal until
@@ -259,9 +260,10 @@ class SQLiteBackend(Inspection):
 
     def _connected(self) -> Connection:
         opening = self._opening
-        if opening is None or not opening.done():
+        opened = opening.result() if opening is not None and opening.done() else None
+        if not isinstance(opened, Connection):
             raise BackendError(f"{self._path} is not open: call connect() first")
-        return opening.result()
+        return opened
 
     def _touch(self, _: object = None) -> None:
         if self._wal_path is not None:

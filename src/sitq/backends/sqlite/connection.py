@@ -154,11 +154,14 @@ class Connection:
                 isolation_level=None,
                 cached_statements=CACHED_STATEMENTS,
             )
-            await self._aiosqlite
-        except asyncio.CancelledError:
-            # The event loop ends. The thread is about to answer it: not after it was closed.
-            await asyncio.to_thread(self.thread.join)
-            raise
+            try:
+                await self._aiosqlite
+            except BaseException:
+                # The thread was told to end, and answers to this loop before it does: wait for that,
+                # for the loop may be closed soon.
+                if self.thread.is_alive():
+                    await asyncio.to_thread(self.thread.join)
+                raise
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         except PermissionError as error:
@@ -201,8 +204,9 @@ class Connection:
     def end(self) -> None:
         """Ends the thread without waiting for it; the interpreter is about to exit."""
         with self._lock:
-            self._closed = True
-            self._aiosqlite.stop()
+            if not self._closed:  # else close() is about to do it, and waits for the answer
+                self._closed = True
+                self._aiosqlite.stop()
 
     async def call[T](self, job: Job[T], *, on_queued: Callable[[], object] | None = None) -> T:
         """Runs ``job`` and returns its result.
