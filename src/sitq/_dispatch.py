@@ -4,16 +4,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from sitq._execution import execute
+from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
 from sitq._renewal import HeldTask, Renewer
 from sitq._threads import Returned, ThreadPool
 from sitq.backends.base import Backend
-from sitq.models import Outcome, Reservation, ReservedTask
+from sitq.models import Reservation, ReservedTask
 from sitq.serialization import Serializer
 
 logger = logging.getLogger("sitq.worker")
@@ -25,11 +26,6 @@ OVERLAP_FROM_SLOTS = 16
 """From how many slots on a reservation takes half of them, so that one half of the tasks runs while
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
-MOST_RECORDINGS = 2
-"""How many batches of outcomes may be under way, for the same reason."""
-
-FIRST_RETRY_SECONDS = 0.05
-LAST_RETRY_SECONDS = 5.0
 RELEASE_TRIES = 3
 
 
@@ -47,8 +43,8 @@ class Settings:
 class Dispatcher:
     """Runs due tasks until it is told to stop; made for each start of a worker anew.
 
-    Outcomes are recorded by a task of their own, while the next reservation is under way: a
-    backend that merges what is queued together then does both in one commit.
+    Outcomes are recorded while the next reservation is under way: a backend that merges what is
+    queued together then does both in one commit.
     """
 
     def __init__(self, backend: Backend, serializer: Serializer, settings: Settings) -> None:
@@ -67,11 +63,9 @@ class Dispatcher:
         self._reserving = 0  # reservations under way
         self._asked_for = 0  # and how many tasks they may bring
         self._asked_alone = False  # and whether one of them may bring a last attempt
-        self._unrecorded = 0  # outcomes that the backend has refused so far
-        self._outcomes: list[tuple[HeldTask, Outcome]] = []
-        self._recordings: set[asyncio.Task[None]] = set()
         self._given_back: list[ReservedTask] = []
         self._wakeup = asyncio.Event()
+        self._recorder = Recorder(backend, self._recorded, self._wakeup.set)
         self._look = True  # another look may find something
         self._saturated = False  # the latest look brought all that it asked for
         self._look_at = self._loop.time() + settings.poll_interval
@@ -85,7 +79,6 @@ class Dispatcher:
         self._quiet_until = float("-inf")  # taking nothing, so that a last attempt finds the worker empty
         self._stopping = False
         self._cancelling = False
-        self._give_up_at: float | None = None
         self.finished = 0
         """How many tasks were run to their end."""
         self._renewer.start()
@@ -108,7 +101,7 @@ class Dispatcher:
         with self._watch:
             while not self._stopping and self._error is None:
                 self._wakeup.clear()
-                self._record()
+                self._recorder.flush()
                 limit = self._free_slots()
                 # A second reservation beside one that is under way, but not beside a last attempt.
                 beside = self._saturated and not self._asked_alone
@@ -135,11 +128,9 @@ class Dispatcher:
         if self._running:
             await self._cancel_running()
         # Others may take what is not recorded once its lease is over: no use in trying longer.
-        self._give_up_at = time.monotonic() + (
-            self._settings.lease if timeout is None else max(timeout, FIRST_RETRY_SECONDS)
-        )
+        self._recorder.give_up_after(self._settings.lease if timeout is None else timeout)
         # A reservation that is under way ends within the backend's bounds, and is given back.
-        await self._wait(lambda: not (self._outcomes or self._recordings or self._reserving), None)
+        await self._wait(lambda: self._recorder.idle and not self._reserving, None)
         await self._release()
         await self._renewer.stop()
         self._threads.close()
@@ -148,9 +139,8 @@ class Dispatcher:
         """Returns how many tasks may be taken now."""
         if self._lone is not None or (self._held and self._loop.time() < self._quiet_until):
             return 0
-        # Outcomes that wait for an earlier recording still hold their tasks.
-        taken = self._running + self._asked_for + self._unrecorded + len(self._outcomes)
-        return min(self._settings.max_concurrency - taken, self._batch)
+        taken = self._running + self._asked_for + self._recorder.behind
+        return max(0, min(self._settings.max_concurrency - taken, self._batch))
 
     async def _reserve(self, limit: int) -> None:
         """Takes due tasks and starts them."""
@@ -173,11 +163,11 @@ class Dispatcher:
             self._asked_alone = False
             self._wakeup.set()
         try:
-            self._take(reservation, limit, before)
+            self._take(reservation, limit, alone, before)
         except Exception as error:
             self._error = error  # a backend that breaks its contract: end, and say so
 
-    def _take(self, reservation: Reservation, limit: int, before: float) -> None:
+    def _take(self, reservation: Reservation, limit: int, alone: bool, before: float) -> None:
         self._retry_seconds = FIRST_RETRY_SECONDS
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
@@ -188,9 +178,9 @@ class Dispatcher:
             logger.debug("reserved %d tasks", len(reservation.tasks))
             for task in reservation.tasks:
                 self._start(HeldTask(task, before))
-        self._plan(reservation, limit)
+        self._plan(reservation, limit, alone)
 
-    def _plan(self, reservation: Reservation, limit: int) -> None:
+    def _plan(self, reservation: Reservation, limit: int, alone: bool) -> None:
         """Decides when to look again."""
         settings, now = self._settings, self._loop.time()
         self._saturated = len(reservation.tasks) >= limit
@@ -206,6 +196,8 @@ class Dispatcher:
         self._last_waiting = reservation.last_attempt_waiting
         if not self._last_waiting:
             self._quiet_until = min(self._quiet_until, now)
+        elif not (alone or self._held):
+            self._look = True  # the worker has become empty while it asked
         elif now >= self._quiet_until + settings.lease:
             # Become empty for it, but for no longer than a lease: one endless neighbour must not
             # stop the service. Then serve for as long, and try again.
@@ -238,7 +230,7 @@ class Dispatcher:
             self._give_back(held)
             return
         self.finished += 1
-        self._outcomes.append((held, outcome))
+        self._recorder.add(held, outcome)
         if outcome.error is None:
             logger.info("task %s (%s) finished", task.task_id, task.name)
         else:
@@ -256,70 +248,12 @@ class Dispatcher:
         # Not Task.cancelling() of the task's own: it counts what the task does to itself, too.
         return self._cancelling or bool(self._owner and self._owner.cancelling())
 
-    def _record(self) -> None:
-        """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
-        if self._outcomes and len(self._recordings) < MOST_RECORDINGS:
-            batch, self._outcomes = self._outcomes, []
-            # Eager: it is in the backend's queue before the reservation that follows.
-            recording = asyncio.Task(self._write(batch), loop=self._loop, eager_start=True)
-            if not recording.done():
-                self._recordings.add(recording)
-                recording.add_done_callback(self._end_recording)
-
-    def _end_recording(self, recording: asyncio.Task[None]) -> None:
-        self._recordings.discard(recording)
-        self._wakeup.set()
-
-    async def _write(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
-        """Records outcomes, and tries again until the backend takes them."""
-        delay, refused = FIRST_RETRY_SECONDS, 0
-        try:
-            while True:
-                try:
-                    lost = await self._mark([outcome for _, outcome in batch])
-                    break
-                except Exception as error:
-                    self._unrecorded += len(batch) - refused
-                    refused = len(batch)
-                    if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
-                        logger.error("%d outcomes are not recorded; their tasks will run again: %s", refused, error)
-                        lost = []
-                        break
-                    logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LAST_RETRY_SECONDS)
-            self._recorded(batch, lost)
-        except asyncio.CancelledError:
-            # The loop ends, and nobody called stop(): finish() has the last word.
-            self._outcomes[:0] = batch
-            raise
-        finally:
-            self._unrecorded -= refused
-
-    async def _mark(self, outcomes: list[Outcome]) -> list[ReservedTask]:
-        successes = [outcome for outcome in outcomes if outcome.error is None]
-        if len(successes) == len(outcomes):
-            return list(await self._backend.mark_success(successes))
-        failures = [outcome for outcome in outcomes if outcome.error is not None]
-        # Both are queued before the reservation that follows, or it would find their slots taken.
-        calls = [self._backend.mark_failure(failures)]
-        if successes:
-            calls.append(self._backend.mark_success(successes))
-        marking = [asyncio.Task(call, loop=self._loop, eager_start=True) for call in calls]
-        return [task for lost in await asyncio.gather(*marking) for task in lost]
-
-    def _recorded(self, batch: list[tuple[HeldTask, Outcome]], lost: list[ReservedTask]) -> None:
-        for task in lost:
-            logger.warning(
-                "task %s (%s) had lost its lease: what attempt %d returned changes nothing",
-                task.task_id,
-                task.name,
-                task.attempt,
-            )
-        for held, _ in batch:
+    def _recorded(self, recorded: Iterable[HeldTask]) -> None:
+        for held in recorded:
             self._drop(held)
         if self._last_waiting and not self._held:
             self._look = True
+        self._wakeup.set()
 
     def _drop(self, held: HeldTask) -> None:
         self._held.discard(held)
@@ -393,6 +327,6 @@ class Dispatcher:
             async with asyncio.timeout(timeout):
                 while not condition():
                     self._wakeup.clear()
-                    self._record()
+                    self._recorder.flush()
                     if not condition():
                         await self._wakeup.wait()

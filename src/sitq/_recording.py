@@ -1,0 +1,117 @@
+"""Recording how tasks ended, until the backend takes it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from sitq._renewal import HeldTask
+from sitq.backends.base import Backend
+from sitq.models import Outcome, ReservedTask
+
+logger = logging.getLogger("sitq.worker")
+
+MOST_BATCHES = 2
+"""How many batches may be under way: one that the backend is busy with, and the next one."""
+
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 5.0
+
+
+class Recorder:
+    """Hands outcomes to a backend, many at a time, while the worker goes on.
+
+    Args:
+        backend: Where they are recorded.
+        on_recorded: Called with the tasks that need not be held any more.
+        on_change: Called when there may be room for another batch.
+    """
+
+    def __init__(
+        self, backend: Backend, on_recorded: Callable[[Iterable[HeldTask]], None], on_change: Callable[[], None]
+    ) -> None:
+        self._backend = backend
+        self._on_recorded = on_recorded
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[HeldTask, Outcome]] = []
+        self._batches: set[asyncio.Task[None]] = set()
+        self._refused = 0  # outcomes that the backend has refused so far
+        self._give_up_at: float | None = None
+
+    @property
+    def behind(self) -> int:
+        """How many outcomes keep a slot taken, because the backend is not busy with them yet."""
+        return len(self._waiting) + self._refused
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is recorded, or given up."""
+        return not (self._waiting or self._batches)
+
+    def add(self, held: HeldTask, outcome: Outcome) -> None:
+        """Takes an outcome; :meth:`flush` hands it on."""
+        self._waiting.append((held, outcome))
+
+    def flush(self) -> None:
+        """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
+        if self._waiting and len(self._batches) < MOST_BATCHES:
+            batch, self._waiting = self._waiting, []
+            # Eager: it is in the backend's queue before the reservation that follows.
+            task = asyncio.Task(self._record(batch), loop=self._loop, eager_start=True)
+            if not task.done():
+                self._batches.add(task)
+                task.add_done_callback(self._end)
+
+    def give_up_after(self, seconds: float) -> None:
+        """Tries no longer than that; what is not recorded then will run again."""
+        self._give_up_at = time.monotonic() + seconds
+
+    def _end(self, batch: asyncio.Task[None]) -> None:
+        self._batches.discard(batch)
+        self._on_change()
+
+    async def _record(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
+        outcomes = [outcome for _, outcome in batch]
+        delay, refused = FIRST_RETRY_SECONDS, 0
+        try:
+            while True:
+                try:
+                    self._tell_lost(await self._mark(outcomes))
+                    break
+                except Exception as error:
+                    self._refused += len(batch) - refused
+                    refused = len(batch)
+                    if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                        logger.error("%d outcomes are not recorded; their tasks will run again: %s", refused, error)
+                        break
+                    logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+            self._on_recorded(held for held, _ in batch)
+        except asyncio.CancelledError:
+            # The loop ends, and nobody stopped the worker: its end has the last word.
+            self._waiting[:0] = batch
+            raise
+        finally:
+            self._refused -= refused
+
+    async def _mark(self, outcomes: list[Outcome]) -> Iterable[ReservedTask]:
+        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        if not failures:
+            return await self._backend.mark_success(outcomes)
+        calls = [self._backend.mark_failure(failures)]
+        if len(failures) < len(outcomes):
+            calls.append(self._backend.mark_success([outcome for outcome in outcomes if outcome.error is None]))
+        # Both are queued before the reservation that follows, or it would find their slots taken.
+        marking = [asyncio.Task(call, loop=self._loop, eager_start=True) for call in calls]
+        return [task for lost in await asyncio.gather(*marking) for task in lost]
+
+    def _tell_lost(self, tasks: Iterable[ReservedTask]) -> None:
+        for task in tasks:
+            logger.warning(
+                "task %s (%s) had lost its lease: what attempt %d returned changes nothing",
+                task.task_id,
+                task.name,
+                task.attempt,
+            )
