@@ -92,6 +92,7 @@ class SQLiteBackend(Inspection):
         # Not an asyncio future: a second user may wait for it in an event loop of its own. A failure
         # is a result as well, for it is no fault when nobody asks for it.
         self._opening: concurrent.futures.Future[Connection | BaseException] | None = None
+        self._connection: Connection | None = None
         self._prune_at = 0.0
         self._more_is_due = False
 
@@ -129,7 +130,7 @@ class SQLiteBackend(Inspection):
             raise
 
     async def _open(self) -> Connection:
-        connection = Connection(self._path, self._durability, self._busy_timeout, self._clock)
+        connection = Connection(self._path, self._durability, self._busy_timeout, self._clock, self._announce)
         await connection.open()
         return connection
 
@@ -141,6 +142,8 @@ class SQLiteBackend(Inspection):
             with self._lock:
                 if self._opening is opening:
                     self._opening = None
+        else:
+            self._connection = task.result()
         opening.set_result(error or task.result())
 
     async def close(self) -> None:
@@ -151,7 +154,7 @@ class SQLiteBackend(Inspection):
             self._users -= 1
             if self._users:
                 return
-            opening, self._opening = self._opening, None
+            opening, self._opening, self._connection = self._opening, None, None
         if opening is not None:
             await asyncio.shield(asyncio.ensure_future(self._close(opening)))
 
@@ -175,7 +178,7 @@ class SQLiteBackend(Inspection):
                     "elsewhere and pass a reference, or raise the limit"
                 )
         await self._connected().call(
-            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, on_commit=self._touch),
+            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, announce=lambda _: (None,)),
             # Now, not after the commit: the worker's look queues right behind the insert.
             on_queued=lambda: self._watchers.notify((None,)),
         )
@@ -206,7 +209,13 @@ class SQLiteBackend(Inspection):
             return reservation
 
         return await self._connected().call(
-            Job(read, changes, wanted=wanted, on_commit=self._tell_buried, on_abandoned=self._give_back)
+            Job(
+                read,
+                changes,
+                wanted=wanted,
+                announce=lambda reservation: reservation.buried,
+                on_abandoned=self._give_back,
+            )
         )
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
@@ -231,7 +240,7 @@ class SQLiteBackend(Inspection):
             Job(
                 lambda connection, _, notes: statements.unrecorded(connection, outcomes, status, notes),
                 lambda now: statements.finish(now, outcomes, status),
-                on_commit=lambda _: self._tell([outcome.task.task_id for outcome in outcomes]),
+                announce=lambda _: [outcome.task.task_id for outcome in outcomes],
             )
         )
 
@@ -243,7 +252,7 @@ class SQLiteBackend(Inspection):
         return Job(
             lambda _, __, notes: statements.refused(tasks, notes),
             lambda now: statements.release(now, tasks),
-            on_commit=lambda _: self._tell([None]),
+            announce=lambda _: (None,),
         )
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
@@ -259,23 +268,14 @@ class SQLiteBackend(Inspection):
         return self._watchers.watching(on_change, task_id)
 
     def _connected(self) -> Connection:
-        opening = self._opening
-        opened = opening.result() if opening is not None and opening.done() else None
-        if not isinstance(opened, Connection):
+        if self._connection is None:
             raise BackendError(f"{self._path} is not open: call connect() first")
-        return opened
+        return self._connection
 
-    def _touch(self, _: object = None) -> None:
+    def _announce(self, topics: Sequence[str | None]) -> None:
+        self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)
-
-    def _tell(self, topics: Sequence[str | None]) -> None:
-        self._watchers.notify(topics)
-        self._touch()
-
-    def _tell_buried(self, reservation: Reservation) -> None:
-        if reservation.buried:
-            self._tell(reservation.buried)
 
     def _give_back(self, reservation: Reservation) -> None:
         if reservation.tasks:

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,11 +82,12 @@ class Job[T]:
         wanted: Asked, where nothing else in the hop writes, whether the changes would change
             anything: trying costs the write lock.
         synced: Whether the commit has to survive a power cut.
-        on_commit: Called on the thread with the result.
+        announce: Gives, for the result, what another look may find from now on: the ids of tasks
+            that ended, and ``None`` for tasks that are due.
         on_abandoned: Called with the result where nobody waits for it any more.
     """
 
-    __slots__ = ("changes", "error", "future", "on_abandoned", "on_commit", "read", "result", "synced", "wanted")
+    __slots__ = ("announce", "changes", "error", "future", "on_abandoned", "read", "result", "synced", "wanted")
 
     def __init__(
         self,
@@ -95,14 +96,14 @@ class Job[T]:
         *,
         wanted: Callable[[sqlite3.Connection, int], bool] | None = None,
         synced: bool = False,
-        on_commit: Callable[[T], object] | None = None,
+        announce: Callable[[T], Iterable[str | None]] | None = None,
         on_abandoned: Callable[[T], object] | None = None,
     ) -> None:
         self.read = read
         self.changes = changes
         self.wanted = wanted
         self.synced = synced
-        self.on_commit = on_commit
+        self.announce = announce
         self.on_abandoned = on_abandoned
         self.future: asyncio.Future[T] | None = None
         self.result: T | None = None
@@ -129,11 +130,19 @@ class Connection:
     at the next one.
     """
 
-    def __init__(self, path: str, durability: Durability, busy_timeout: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str,
+        durability: Durability,
+        busy_timeout: float,
+        clock: Callable[[], float],
+        announce: Callable[[Sequence[str | None]], None],
+    ) -> None:
         self._path = path
         self._durability = durability
         self._busy_timeout = busy_timeout
         self._clock = clock
+        self._announce = announce
         self._jobs: deque[Job[Any]] = deque()
         self._lock = threading.Lock()
         self._hop_queued = False
@@ -264,9 +273,9 @@ class Connection:
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
-        for job in jobs:
-            if job.error is None and job.on_commit:
-                job.on_commit(job.result)
+        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
+        if topics:
+            self._announce(topics)
         by_loop: dict[asyncio.AbstractEventLoop | None, list[Job[Any]]] = {}
         for job in jobs:
             by_loop.setdefault(job.future.get_loop() if job.future else None, []).append(job)

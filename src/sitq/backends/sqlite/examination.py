@@ -56,7 +56,7 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
     findings = [sqlite_version(sqlite3.sqlite_version_info)]
     if path != ":memory:":
         findings += [file_system(path, _mounts()), file_mode(os.stat(path).st_mode), journal_mode(connection)]
-    findings.append(_examined("integrity", integrity, connection))
+    findings.append(integrity(connection))
     for name, examination in (
         ("leases", lambda connection: leases(connection, now)),
         ("waiting tasks", lambda connection: waiting(connection, now)),
@@ -163,7 +163,10 @@ def journal_mode(connection: sqlite3.Connection) -> Finding:
 
 def integrity(connection: sqlite3.Connection) -> Finding:
     """Says whether SQLite finds the file whole."""
-    damages = [row[0] for row in connection.execute(f"PRAGMA integrity_check({SHOWN_DAMAGES})")]
+    try:
+        damages = [row[0] for row in connection.execute(f"PRAGMA integrity_check({SHOWN_DAMAGES})")]
+    except sqlite3.DatabaseError as error:  # so badly that it cannot even be checked
+        damages = [str(error)]
     if damages == ["ok"]:
         return Finding("integrity", "ok", "SQLite finds nothing wrong")
     return Finding(

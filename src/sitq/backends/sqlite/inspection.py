@@ -103,8 +103,6 @@ class _Backend(Protocol):
 
     def _connected(self) -> Connection: ...
 
-    def _tell(self, topics: Sequence[str | None]) -> None: ...
-
 
 class Inspection:
     """Mixed into ``SQLiteBackend``; see :class:`~sitq.backends.inspect.Inspectable`."""
@@ -181,12 +179,8 @@ async def _change(backend: _Backend, op: str, task_ids: Iterable[str]) -> Sequen
     def done(_: sqlite3.Connection, now: int, notes: Notes) -> Sequence[str]:
         return [task_id for task_id in found if ("refused", task_id, token) not in notes]
 
-    def wake(ids: Sequence[str]) -> None:
-        if ids:
-            backend._tell([*ids, None])
-
     # Synced like an enqueue: what an operator was told must not be undone by a power cut.
-    return await connection.call(Job(done, changes, synced=True, on_commit=wake))
+    return await connection.call(Job(done, changes, synced=True, announce=lambda ids: [*ids, None] if ids else ()))
 
 
 def _look(connection: sqlite3.Connection, op: str, task_ids: Iterable[str]) -> Sequence[str]:
