@@ -1,0 +1,8 @@
+"""Storms: processes that are killed, frozen and locked out by the dozen.
+
+What the storms assert is shown in full where it fails.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.storm.storms")

@@ -1,0 +1,185 @@
+"""How things look: tables for people, JSON for programs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
+from sitq.cli.durations import format_duration
+from sitq.models import Status
+
+STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
+STYLES = {"pending": "cyan", "in_progress": "blue", "success": "green", "failed": "red", "cancelled": "yellow"}
+LEVEL_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+WIDTH_WITHOUT_TERMINAL = 10_000
+"""So that nothing is cut or wrapped in what another program reads."""
+
+
+def console() -> Console:
+    """Returns where output goes: in colour and cut to the width where that is a terminal."""
+    found = Console(highlight=False, emoji=False, markup=False)
+    if not found.is_terminal:
+        found = Console(highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL, no_color=True)
+    return found
+
+
+def show(*renderables: RenderableType) -> None:
+    """Writes to the standard output, without blanks at the ends of lines."""
+    out = console()
+    if out.is_terminal:
+        out.print(*renderables, sep="\n")
+        return
+    with out.capture() as captured:
+        out.print(*renderables, sep="\n")
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
+
+
+def show_json(value: Any, *, indent: int | None = 2) -> None:
+    """Writes one JSON document to the standard output, in one line where ``indent`` is ``None``."""
+    sys.stdout.write(json.dumps(value, indent=indent) + "\n")
+    sys.stdout.flush()
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """Returns one of the dataclasses with its moments in ISO 8601."""
+    return {key: _plain(item) for key, item in dataclasses.asdict(value).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+def printable(text: str) -> str:
+    """Returns text of a task's that cannot give orders to a terminal."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def counts(found: Counts) -> RenderableType:
+    """The number of tasks of each status, and what there is to say about them."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=11)
+    table.add_column(justify="right", min_width=9)
+    table.add_column()
+    remarks = {"pending": _waiting(found), "in_progress": _abandoned(found)}
+    for status in STATUSES:
+        number = getattr(found, status)
+        table.add_row(Text(status, STYLES[status] if number else "dim"), f"{number:,}", remarks.get(status, ""))
+    lately = (
+        f"last minute: {found.enqueued_last_minute:,} enqueued, {found.succeeded_last_minute:,} succeeded, "
+        f"{found.failed_last_minute:,} failed"
+    )
+    return Group(table, Text(), Text(lately))
+
+
+def _waiting(found: Counts) -> str:
+    due = found.pending - found.scheduled
+    parts = []
+    if found.oldest_waiting is not None:
+        parts.append(f"{due:,} due, the oldest for {format_duration(found.oldest_waiting)}")
+    if found.scheduled:
+        parts.append(f"{found.scheduled:,} not due yet")
+    return "; ".join(parts)
+
+
+def _abandoned(found: Counts) -> str:
+    return f"{found.abandoned:,} whose lease is over" if found.abandoned else ""
+
+
+def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
+    """A table with a task in each row; under the name of one that failed stands its error."""
+    if not tasks:
+        return Text("no tasks")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("TASK", no_wrap=True, min_width=32)
+    table.add_column("STATUS", no_wrap=True, min_width=9)
+    table.add_column("ATTEMPT", no_wrap=True, min_width=7)
+    table.add_column("AGE", no_wrap=True, min_width=4)
+    table.add_column("NAME")  # the one that gives way in a narrow terminal
+    now = datetime.now(UTC)
+    for task in tasks:
+        what = Text(printable(task.name), no_wrap=True, overflow="ellipsis")
+        if task.error is not None:
+            what.append("\n" + _first_line(task.error), "red")
+        table.add_row(
+            Text(printable(task.task_id)),
+            Text(task.status, STYLES[task.status]),
+            f"{task.attempt}/{task.max_attempts}",
+            age(task, now),
+            what,
+        )
+    return table
+
+
+def _first_line(text: str) -> str:
+    lines = printable(text).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def age(task: TaskInfo, now: datetime) -> str:
+    """Returns how long a task has been in its status; for one that is not due yet, how long it will be."""
+    since = task.finished_at or task.due_at or task.started_at or task.enqueued_at
+    seconds = (now - since).total_seconds()
+    return f"in {format_duration(-seconds)}" if seconds < 0 else format_duration(seconds)
+
+
+def details(task: TaskDetails) -> RenderableType:
+    """Everything about one task."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=9, style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("task", Text(printable(task.task_id), "bold"))
+    table.add_row("name", Text(printable(task.name)))
+    table.add_row("status", Text(task.status, STYLES[task.status]))
+    table.add_row("attempt", f"{task.attempt} of {task.max_attempts}")
+    now = datetime.now(UTC)
+    for name, moment in _moments(task):
+        table.add_row(name, _moment(moment, now))
+    table.add_row("payload", f"{task.payload_bytes:,} bytes, {printable(task.format) or 'format unknown'}")
+    if task.result_bytes is not None:
+        table.add_row("result", f"{task.result_bytes:,} bytes")
+    if task.error is not None:
+        table.add_row("error", Text(printable(task.error), "red"))
+    if task.traceback is None:
+        return table
+    return Group(table, Text(), Text(printable(task.traceback).rstrip()))
+
+
+def _moments(task: TaskInfo) -> Iterable[tuple[str, datetime]]:
+    moments = {
+        "enqueued": task.enqueued_at,
+        "due": task.due_at,
+        "started": task.started_at,
+        "lease end": task.lease_ends_at,
+        "cancelled" if task.status == "cancelled" else "finished": task.finished_at,
+    }
+    return ((name, moment) for name, moment in moments.items() if moment is not None)
+
+
+def _moment(moment: datetime, now: datetime) -> str:
+    seconds = (now - moment).total_seconds()
+    distance = f"in {format_duration(-seconds)}" if seconds < 0 else f"{format_duration(seconds)} ago"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({distance})"
+
+
+def findings(found: Sequence[Finding]) -> RenderableType:
+    """What was examined, and under each what to do."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=5)
+    table.add_column(min_width=13)
+    table.add_column(overflow="fold")
+    for finding in found:
+        what = Text(printable(finding.found))
+        if finding.advice is not None:
+            what.append(f"\n→ {finding.advice}", "bold")
+        table.add_row(Text(finding.level, LEVEL_STYLES[finding.level]), finding.name, what)
+    return table

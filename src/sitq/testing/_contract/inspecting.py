@@ -1,0 +1,383 @@
+"""Tests of looking into a store, and of mending what is in it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sitq import Backend, NewTask, ReservedTask
+from sitq.backends.inspect import Counts, Inspectable, TaskDetails
+from sitq.models import Status, new_task_id
+from sitq.testing._contract.base import (
+    LEASE_SECONDS,
+    Contract,
+    connected,
+    failures,
+    ids,
+    look,
+    new,
+    statuses,
+    successes,
+    take,
+)
+
+STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
+FINISHED: tuple[Status, ...] = ("success", "failed", "cancelled")
+BOMB = b"cos\nsystem\n(S'touch %s'\ntR."
+"""A pickle that makes a file of this name when it is loaded."""
+
+
+def inspectable(backend: Backend) -> Inspectable:
+    """Returns ``backend`` as what it has to be."""
+    assert isinstance(backend, Inspectable)
+    return backend
+
+
+async def bring(backend: Backend, status: Status) -> NewTask:
+    """Returns a new task that was brought to ``status``; nothing else may be due."""
+    (task,) = new()
+    await backend.enqueue([task])
+    if status == "cancelled":
+        assert await inspectable(backend).cancel([task.task_id]) == [task.task_id]
+    elif status != "pending":
+        held = await take(backend)
+        assert ids(held) == [task.task_id]
+        if status == "success":
+            await backend.mark_success(successes(held))
+        elif status == "failed":
+            await backend.mark_failure(failures(held))
+    return task
+
+
+async def bring_all(backend: Backend) -> dict[Status, NewTask]:
+    """Returns a task of each status."""
+    order: tuple[Status, ...] = ("success", "failed", "cancelled", "in_progress", "pending")
+    return {status: await bring(backend, status) for status in order}
+
+
+async def details(backend: Backend, task: NewTask) -> TaskDetails:
+    """Returns what a look at a task shows."""
+    found = await inspectable(backend).show(task.task_id)
+    assert found is not None
+    return found
+
+
+async def fail(backend: Backend, count: int) -> tuple[list[NewTask], list[ReservedTask]]:
+    """Returns tasks that have failed, and under what they were held."""
+    tasks = new(count)
+    await backend.enqueue(tasks)
+    held = await take(backend, count)
+    await backend.mark_failure(failures(held))
+    return tasks, held
+
+
+class Inspecting(Contract):
+    """Looking in shows what is there, and mending changes what may be changed."""
+
+    @connected
+    async def test_an_empty_store_counts_nothing(self, backend: Backend) -> None:
+        """Every number is 0, and nothing waits."""
+        assert await inspectable(backend).counts() == Counts(0, 0, 0, 0, 0, 0, 0, None, 0, 0, 0)
+        assert list(await inspectable(backend).list()) == []
+
+    @connected
+    async def test_each_task_is_counted_once_by_its_status(self, backend: Backend) -> None:
+        """One task of each status makes five ones; all of them are of the last minute."""
+        await bring_all(backend)
+        counts = await inspectable(backend).counts()
+        assert [getattr(counts, status) for status in STATUSES] == [1, 1, 1, 1, 1]
+        assert (counts.enqueued_last_minute, counts.succeeded_last_minute, counts.failed_last_minute) == (5, 1, 1)
+        self.advance(backend, 61)
+        counts = await inspectable(backend).counts()
+        assert (counts.enqueued_last_minute, counts.succeeded_last_minute, counts.failed_last_minute) == (0, 0, 0)
+
+    @connected
+    async def test_what_is_not_due_yet_does_not_wait(self, backend: Backend) -> None:
+        """A task with an eta is scheduled until then; the oldest due task gives its time by the backend's clock."""
+        await backend.enqueue(new(eta=datetime.now(UTC) + timedelta(hours=1)))
+        counts = await inspectable(backend).counts()
+        assert (counts.pending, counts.scheduled, counts.oldest_waiting) == (1, 1, None)
+        await backend.enqueue(new(2))
+        self.advance(backend, 600)
+        counts = await inspectable(backend).counts()
+        assert (counts.pending, counts.scheduled) == (3, 1)
+        assert counts.oldest_waiting is not None
+        assert 600 <= counts.oldest_waiting < 3600
+
+    @connected
+    async def test_a_lease_that_is_over_counts_as_abandoned(self, backend: Backend) -> None:
+        """Until a worker takes the task over it is in progress all the same."""
+        await bring(backend, "in_progress")
+        assert (await inspectable(backend).counts()).abandoned == 0
+        self.advance(backend, LEASE_SECONDS + 1)
+        counts = await inspectable(backend).counts()
+        assert (counts.in_progress, counts.abandoned) == (1, 1)
+
+    @pytest.mark.parametrize("status", STATUSES)
+    @connected
+    async def test_a_task_is_shown_in_any_status(self, backend: Backend, status: Status) -> None:
+        """With its name, its attempts, its times, and what came of it."""
+        task = await bring(backend, status)
+        found = await details(backend, task)
+        assert (found.task_id, found.name, found.format) == (task.task_id, task.name, task.format)
+        assert (found.status, found.payload_bytes) == (status, len(task.payload))
+        assert (found.attempt, found.max_attempts) == (0 if status in ("pending", "cancelled") else 1, 5)
+        assert (found.due_at is None, found.lease_ends_at is None) == (status != "pending", status != "in_progress")
+        assert (found.started_at is None) == (found.attempt == 0)
+        assert (found.finished_at is not None) == (status in FINISHED)
+        assert found.error == ("ValueError: no" if status == "failed" else None)
+        assert found.result_bytes == (len(b"result") if status == "success" else None)
+
+    @connected
+    async def test_a_traceback_is_shown(self, backend: Backend) -> None:
+        """As the worker stored it."""
+        (task,) = new()
+        await backend.enqueue([task])
+        (outcome,) = failures(await take(backend))
+        await backend.mark_failure([outcome._replace(traceback="Traceback\n  line\nValueError: no")])
+        assert (await details(backend, task)).traceback == "Traceback\n  line\nValueError: no"
+
+    @pytest.mark.parametrize("task_id", ["no-such-task", "", "\ud800", "x' OR 1=1"])
+    @connected
+    async def test_an_unknown_id_is_nothing(self, backend: Backend, task_id: str) -> None:
+        """It is shown as ``None``, and neither retried nor cancelled."""
+        await bring(backend, "pending")
+        asked = inspectable(backend)
+        assert await asked.show(task_id) is None
+        assert list(await asked.retry([task_id])) == []
+        assert list(await asked.cancel([task_id])) == []
+        assert (await asked.counts()).pending == 1
+
+    @connected
+    async def test_the_newest_is_listed_first(self, backend: Backend) -> None:
+        """Unfinished tasks by when they were stored, finished ones by when they were finished, at most so many."""
+        tasks = new(4)
+        await backend.enqueue(tasks)
+        asked = inspectable(backend)
+        by_age = list(reversed(ids(tasks)))
+        assert [task.task_id for task in await asked.list()] == by_age
+        assert [task.task_id for task in await asked.list(status="pending", limit=2)] == by_age[:2]
+        held = await take(backend)
+        for task in held:  # the last one first
+            await backend.mark_failure(failures([task]))
+            self.advance(backend, 1)
+        assert [task.task_id for task in await asked.list(status="failed", limit=3)] == by_age[:3]
+        assert [task.task_id for task in await asked.list()] == by_age
+
+    @pytest.mark.parametrize("status", STATUSES)
+    @connected
+    async def test_a_status_is_listed_alone(self, backend: Backend, status: Status) -> None:
+        """Of one task of each status, the one that is asked for, with the same words as when it is shown."""
+        tasks = await bring_all(backend)
+        (found,) = await inspectable(backend).list(status=status)
+        shown = await details(backend, tasks[status])
+        assert all(getattr(found, name) == getattr(shown, name) for name in ("task_id", "status", "error", "due_at"))
+        assert len(await inspectable(backend).list()) == len(STATUSES)
+
+    @connected
+    async def test_last_attempts_are_listed_with_the_others(self, backend: Backend) -> None:
+        """However many attempts a waiting task has left."""
+        tasks = [*new(1, max_attempts=1), *new(1, max_attempts=9)]
+        await backend.enqueue(tasks)
+        listed = await inspectable(backend).list(status="pending")
+        assert {task.task_id for task in listed} == set(ids(tasks))
+
+    @pytest.mark.parametrize("status", ["failed", "cancelled"])
+    @connected
+    async def test_a_retried_task_is_as_if_it_had_never_been_run(self, backend: Backend, status: Status) -> None:
+        """Pending, due now, at attempt 0, without an outcome and without the times of the run."""
+        task = await bring(backend, status)
+        assert list(await inspectable(backend).retry([task.task_id])) == [task.task_id]
+        found = await look(backend, task)
+        assert (found.status, found.attempt, found.error, found.value) == ("pending", 0, None, None)
+        assert (found.traceback, found.started_at, found.finished_at) == (None, None, None)
+        (held,) = await take(backend)
+        assert (held.task_id, held.attempt, held.payload) == (task.task_id, 1, task.payload)
+
+    @pytest.mark.parametrize("status", ["pending", "in_progress", "success"])
+    @connected
+    async def test_other_tasks_cannot_be_retried(self, backend: Backend, status: Status) -> None:
+        """One that waits, runs or has succeeded is left as it is."""
+        task = await bring(backend, status)
+        before = await look(backend, task)
+        assert list(await inspectable(backend).retry([task.task_id])) == []
+        assert await look(backend, task) == before
+
+    @connected
+    async def test_every_attempt_is_free_again(self, backend: Backend) -> None:
+        """A task whose attempts were spent can be run as often as when it was new."""
+        (task,) = new(max_attempts=2)
+        await backend.enqueue([task])
+        for _ in range(3):
+            await take(backend)
+            self.advance(backend, LEASE_SECONDS + 1)
+        assert await statuses(backend, [task]) == ["failed"]
+        await inspectable(backend).retry([task.task_id])
+        for attempt in (1, 2):
+            assert [held.attempt for held in await take(backend)] == [attempt]
+            self.advance(backend, LEASE_SECONDS + 1)
+
+    @connected
+    async def test_the_ids_come_back_in_order_and_once(self, backend: Backend) -> None:
+        """Those that were changed, in the order given; the others are missing."""
+        tasks, _ = await fail(backend, 3)
+        waiting = await bring(backend, "pending")
+        one, two, three = ids(tasks)
+        asked = [three, waiting.task_id, one, "no-such-task", two, three]
+        assert list(await inspectable(backend).retry(asked)) == [three, one, two]
+        assert list(await inspectable(backend).cancel([*asked, one])) == [three, waiting.task_id, one, two]
+
+    @connected
+    async def test_a_late_outcome_of_a_retried_task_changes_nothing(self, backend: Backend) -> None:
+        """Whoever ran it before holds a claim that is over, and cannot finish, renew or release it."""
+        (task,), held = await fail(backend, 1)
+        await inspectable(backend).retry([task.task_id])
+        assert list(await backend.mark_success(successes(held))) == held
+        assert list(await backend.mark_failure(failures(held))) == held
+        assert list(await backend.renew(held, lease=LEASE_SECONDS)) == held
+        assert list(await backend.release(held)) == held
+        assert await statuses(backend, [task]) == ["pending"]
+
+    @connected
+    async def test_all_failed_tasks_are_retried_at_once(self, backend: Backend) -> None:
+        """Every one that is failed, and none of another status."""
+        tasks = await bring_all(backend)
+        await take(backend)
+        more, _ = await fail(backend, 250)
+        assert set(await inspectable(backend).retry_failed()) == {tasks["failed"].task_id, *ids(more)}
+        assert set(await statuses(backend, [tasks["failed"], *more])) == {"pending"}
+        assert await statuses(backend, [tasks["success"], tasks["cancelled"]]) == ["success", "cancelled"]
+        assert list(await inspectable(backend).retry_failed()) == []
+
+    @connected
+    async def test_a_cancelled_task_is_finished_and_never_given_out(self, backend: Backend) -> None:
+        """It has a time at which it was finished, no outcome, and no worker gets it."""
+        first, second = new(2)
+        await backend.enqueue([first, second])
+        assert list(await inspectable(backend).cancel([first.task_id])) == [first.task_id]
+        found = await look(backend, first)
+        assert (found.status, found.attempt, found.value, found.error) == ("cancelled", 0, None, None)
+        assert found.finished_at is not None
+        assert ids(await take(backend)) == [second.task_id]
+
+    @connected
+    async def test_a_task_that_is_not_due_yet_can_be_cancelled(self, backend: Backend) -> None:
+        """It waits, although nobody may run it."""
+        (task,) = new(eta=datetime.now(UTC) + timedelta(hours=1))
+        await backend.enqueue([task])
+        await inspectable(backend).cancel([task.task_id])
+        self.advance(backend, 2 * 3600)
+        assert await take(backend) == []
+
+    @pytest.mark.parametrize("status", ["in_progress", "success", "failed", "cancelled"])
+    @connected
+    async def test_only_waiting_tasks_can_be_cancelled(self, backend: Backend, status: Status) -> None:
+        """One that runs or is finished is left as it is."""
+        task = await bring(backend, status)
+        before = await look(backend, task)
+        assert list(await inspectable(backend).cancel([task.task_id])) == []
+        assert await look(backend, task) == before
+
+    @connected
+    async def test_a_task_that_was_given_back_can_be_cancelled(self, backend: Backend) -> None:
+        """It waits again, and who held it before can change nothing."""
+        task = await bring(backend, "pending")
+        held = await take(backend)
+        await backend.release(held)
+        assert list(await inspectable(backend).cancel([task.task_id])) == [task.task_id]
+        assert list(await backend.mark_success(successes(held))) == held
+        assert await statuses(backend, [task]) == ["cancelled"]
+
+    @pytest.mark.parametrize("call", ["retry", "retry_failed", "cancel"])
+    @connected
+    async def test_who_waits_is_told(self, backend: Backend, call: str) -> None:
+        """A worker of a task that is due again, a waiter of a task that is cancelled; another backend's as well."""
+        task = await bring(backend, "pending" if call == "cancel" else "failed")
+        calls: dict[str, Callable[[Inspectable], Awaitable[Sequence[str]]]] = {
+            "retry": lambda by: by.retry([task.task_id]),
+            "retry_failed": lambda by: by.retry_failed(),
+            "cancel": lambda by: by.cancel([task.task_id]),
+        }
+        after = "cancelled" if call == "cancel" else "pending"
+        changed = asyncio.Event()
+        async with self.other(backend) as other:
+            with backend.watch(changed.set, task_id=task.task_id if call == "cancel" else None):
+                await calls[call](inspectable(other))
+                while await statuses(backend, [task]) != [after]:
+                    await changed.wait()
+                    changed.clear()
+
+    @connected
+    async def test_pruning_takes_what_finished_long_ago(self, backend: Backend) -> None:
+        """Finished tasks of every kind go, younger ones and unfinished ones stay."""
+        old = await bring_all(backend)
+        self.advance(backend, 3600)
+        young = await bring(backend, "cancelled")
+        assert await inspectable(backend).prune(older_than=1800) == len(FINISHED)
+        kept = [old["pending"], old["in_progress"], young]
+        assert await statuses(backend, [*kept, *(old[status] for status in FINISHED)]) == [
+            "pending",
+            "in_progress",
+            "cancelled",
+            None,
+            None,
+            None,
+        ]
+        self.advance(backend, 1)
+        assert await inspectable(backend).prune(older_than=0) == 1
+
+    @connected
+    async def test_pruning_goes_on_to_the_end(self, backend: Backend) -> None:
+        """However many there are."""
+        await fail(backend, 1)
+        for _ in range(12):
+            await fail(backend, 100)
+        self.advance(backend, 1)
+        assert await inspectable(backend).prune(older_than=0) == 1201
+        assert list(await inspectable(backend).list()) == []
+
+    @connected
+    async def test_formats_are_counted_for_unfinished_tasks(self, backend: Backend) -> None:
+        """With how many of the payloads hold the mark."""
+        await bring(backend, "success")
+        await backend.enqueue(
+            [
+                NewTask(new_task_id(), b"with the mark\0 in it", format="b"),
+                NewTask(new_task_id(), b"without", format="b"),
+                NewTask(new_task_id(), b"", format="a"),
+            ]
+        )
+        found = await inspectable(backend).payload_formats(b"mark\0")
+        assert sorted((each.format, each.tasks, each.marked) for each in found) == [("a", 1, 0), ("b", 2, 1)]
+
+    @connected
+    async def test_a_fresh_store_is_healthy(self, backend: Backend) -> None:
+        """Something was examined, each thing under a name of its own, and nothing is wrong."""
+        found = await inspectable(backend).examine()
+        assert found
+        assert len({finding.name for finding in found}) == len(found)
+        assert [finding for finding in found if finding.level == "wrong"] == []
+
+    @connected
+    async def test_nothing_is_loaded(self, backend: Backend, tmp_path: Any) -> None:
+        """Payloads and results that would leave a trace pass through every method, and there is none."""
+        trace = tmp_path / "trace"
+        bomb = BOMB % str(trace).encode()
+        tasks = [NewTask(new_task_id(), bomb, name="n", format="f") for _ in range(3)]
+        await backend.enqueue(tasks)
+        first, second = await take(backend, 2)
+        await backend.mark_success(successes([first], bomb))
+        await backend.mark_failure(failures([second]))
+        asked = inspectable(backend)
+        for task in tasks:
+            await asked.show(task.task_id)
+        await asked.counts()
+        await asked.list()
+        await asked.examine()
+        await asked.payload_formats(b"mark")
+        await asked.cancel(ids(tasks))
+        await asked.retry(ids(tasks))
+        await asked.prune(older_than=0)
+        assert not trace.exists()

@@ -1,0 +1,178 @@
+"""Tests of reservations: what is due, to whom it is given, and when it is given up."""
+
+import asyncio
+import itertools
+from datetime import datetime, timedelta
+
+import pytest
+
+from sitq import Backend
+from sitq.testing._contract.base import (
+    DEADLINE_SECONDS,
+    LEASE_SECONDS,
+    Contract,
+    connected,
+    ids,
+    look,
+    new,
+    successes,
+    take,
+)
+
+
+async def now_of(backend: Backend) -> datetime:
+    """Returns the time by the backend's clock, and leaves nothing that could be taken."""
+    (probe,) = new()
+    await backend.enqueue([probe])
+    held = await take(backend)
+    await backend.mark_success(successes(held))
+    return (await look(backend, probe)).enqueued_at
+
+
+async def due_in(backend: Backend) -> float:
+    """Returns what a reservation that finds nothing says."""
+    found = await backend.reserve(5, lease=LEASE_SECONDS, alone=False)
+    assert list(found.tasks) == []
+    assert found.next_due_in is not None
+    return found.next_due_in
+
+
+class Reserving(Contract):
+    """Each task has one holder at a time, and the oldest comes first."""
+
+    @connected
+    async def test_no_more_than_the_limit_are_handed_out(self, backend: Backend) -> None:
+        """Five tasks and a limit of two: two, two, one, none."""
+        tasks = new(5)
+        await backend.enqueue(tasks)
+        found = [ids(await take(backend, 2)) for _ in range(4)]
+        assert found == [ids(tasks[:2]), ids(tasks[2:4]), ids(tasks[4:]), []]
+
+    @connected
+    async def test_an_eta_is_waited_for(self, backend: Backend) -> None:
+        """A task is handed out once its eta has come by the backend's clock; a past eta means now."""
+        now = await now_of(backend)
+        (later,), (past,) = new(eta=now + timedelta(seconds=100)), new(eta=now - timedelta(days=1000))
+        await backend.enqueue([later, past])
+        assert ids(await take(backend)) == ids([past])
+        self.advance(backend, 50)
+        assert await take(backend, alone=False) == []
+        self.advance(backend, 51)
+        (held,) = await take(backend, 1, alone=False)
+        assert (held.task_id, held.attempt) in {(later.task_id, 1), (past.task_id, 2)}
+
+    @connected
+    async def test_the_oldest_due_task_comes_first(self, backend: Backend) -> None:
+        """Tasks are handed out by the time at which they became due, whatever order they were stored in."""
+        now = await now_of(backend)
+        first = new(2)
+        await backend.enqueue(first)
+        later = [new(eta=now + timedelta(seconds=seconds))[0] for seconds in (300, 100, 200)]
+        await backend.enqueue(later)
+        self.advance(backend, 400)
+        last = new(2)
+        await backend.enqueue(last)
+        assert ids(await take(backend)) == ids([*first, later[1], later[2], later[0], *last])
+
+    @connected
+    async def test_a_task_is_held_until_its_lease_ends(self, backend: Backend) -> None:
+        """Nobody else gets it before; then anyone does, with another claim and ``attempt`` one higher."""
+        await backend.enqueue(new(max_attempts=9))
+        claims = set()
+        async with self.other(backend) as other:
+            for attempt, by in enumerate([backend, other, backend, other], 1):
+                (held,) = await take(by)
+                assert held.attempt == attempt
+                claims.add(held.claim)
+                for seconds in (0, LEASE_SECONDS / 2):
+                    self.advance(backend, seconds)
+                    assert [await take(backend), await take(other)] == [[], []]
+                self.advance(backend, LEASE_SECONDS / 2 + 1)
+        assert len(claims) == 4
+
+    @connected
+    async def test_each_task_has_one_holder_among_many_who_reserve(self, backend: Backend) -> None:
+        """Eighty concurrent reservations of two backends hand out each of two hundred tasks once."""
+        tasks = new(200)
+        async with self.other(backend) as other:
+            await backend.enqueue(tasks)
+            found = await asyncio.gather(*(take(by, 3, alone=False) for _ in range(40) for by in (backend, other)))
+        assert sorted(itertools.chain(*map(ids, found))) == sorted(ids(tasks))
+
+    @connected
+    async def test_next_due_in_says_when_to_look_again(self, backend: Backend) -> None:
+        """It is None, or the seconds until the next eta or the end of the next lease, whichever comes first."""
+        now = await now_of(backend)
+        assert (await backend.reserve(5, lease=1000, alone=True)).next_due_in is None
+        await backend.enqueue(new())
+        await backend.reserve(5, lease=1000, alone=True)
+        assert 1000 - DEADLINE_SECONDS < await due_in(backend) < 1001
+        await backend.enqueue(new(eta=now + timedelta(seconds=500)))
+        assert 500 - DEADLINE_SECONDS < await due_in(backend) < 501
+        self.advance(backend, 300)
+        assert 200 - DEADLINE_SECONDS < await due_in(backend) < 201
+
+    @connected
+    async def test_a_last_attempt_comes_alone(self, backend: Backend) -> None:
+        """It is the only task of its reservation, takes its turn by due time, and until then is said to wait."""
+        tasks = [new(max_attempts=attempts)[0] for attempts in (5, 1, 5, 5, 1)]
+        for task in tasks:
+            await backend.enqueue([task])
+            self.advance(backend, 1)
+        found = [await backend.reserve(10, lease=LEASE_SECONDS, alone=True) for _ in range(5)]
+        order = list(itertools.chain(*(ids(each.tasks) for each in found)))
+        assert sorted(order) == sorted(ids(tasks))
+        assert order[0] == tasks[0].task_id
+        assert order.index(tasks[1].task_id) < order.index(tasks[4].task_id)
+        for each in found:
+            assert len(each.tasks) == 1 or not any(task.is_last_attempt for task in each.tasks)
+        assert [found[0].last_attempt_waiting, found[-1].last_attempt_waiting] == [True, False]
+
+    @connected
+    async def test_a_last_attempt_is_not_handed_to_a_busy_caller(self, backend: Backend) -> None:
+        """A caller that holds other tasks gets what else is due, and is told that a last attempt waits."""
+        (last,), ordinary = new(max_attempts=1), new(3)
+        await backend.enqueue([last])
+        self.advance(backend, 1)
+        await backend.enqueue(ordinary)
+        for expected in (ordinary, []):
+            found = await backend.reserve(10, lease=LEASE_SECONDS, alone=False)
+            assert (ids(found.tasks), found.last_attempt_waiting) == (ids(expected), True)
+        (held,) = await take(backend)
+        assert (held.task_id, held.is_last_attempt) == (last.task_id, True)
+        found = await backend.reserve(10, lease=LEASE_SECONDS, alone=False)
+        assert (list(found.tasks), found.last_attempt_waiting) == ([], False)
+
+    @connected
+    async def test_a_second_attempt_may_be_the_last(self, backend: Backend) -> None:
+        """Tasks whose first of two leases ended are handed out one by one, to callers that are alone."""
+        tasks = new(3, max_attempts=2)
+        await backend.enqueue(tasks)
+        assert len(await take(backend)) == 3
+        self.advance(backend, LEASE_SECONDS + 1)
+        assert await take(backend, alone=False) == []
+        found = [await take(backend) for _ in range(4)]
+        assert [len(held) for held in found] == [1, 1, 1, 0]
+        assert sorted(itertools.chain(*map(ids, found))) == sorted(ids(tasks))
+        assert {held.attempt for held in itertools.chain(*found)} == {2}
+
+    @pytest.mark.parametrize("alone", [True, False])
+    @pytest.mark.parametrize("attempts", [1, 3])
+    @connected
+    async def test_a_task_whose_last_lease_ended_is_buried(self, backend: Backend, attempts: int, alone: bool) -> None:
+        """The next reservation, whoever asks, fails it, names it once, and gives out the rest."""
+        tasks, ordinary = new(2, max_attempts=attempts), new()
+        await backend.enqueue(tasks)
+        for _ in range(attempts):
+            while await take(backend):
+                pass
+            self.advance(backend, LEASE_SECONDS + 1)
+        await backend.enqueue(ordinary)
+        found = await backend.reserve(10, lease=LEASE_SECONDS, alone=alone)
+        assert (ids(found.tasks), sorted(found.buried)) == (ids(ordinary), sorted(ids(tasks)))
+        assert not (await backend.reserve(10, lease=LEASE_SECONDS, alone=alone)).buried
+        for task in tasks:
+            seen = await look(backend, task)
+            assert (seen.status, seen.attempt, seen.value, seen.traceback) == ("failed", attempts, None, None)
+            assert str(attempts) in (seen.error or "")
+            assert seen.finished_at is not None

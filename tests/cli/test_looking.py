@@ -1,0 +1,171 @@
+"""``sitq status``, ``list``, ``show``: what they say to people and to programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sitq import SQLiteBackend
+from sitq.backends.inspect import Counts, TaskDetails, TaskInfo
+from tests.cli.support import Filled, ask, run, run_in_terminal
+from tests.support import rows
+
+COUNTS = {"pending": 2, "in_progress": 0, "success": 1, "failed": 2, "cancelled": 1}
+LIST_KEYS = [
+    "task_id",
+    "name",
+    "status",
+    "attempt",
+    "max_attempts",
+    "enqueued_at",
+    "due_at",
+    "lease_ends_at",
+    "started_at",
+    "finished_at",
+    "error",
+]
+SHOW_KEYS = [*LIST_KEYS, "traceback", "format", "payload_bytes", "result_bytes"]
+COUNT_KEYS = [
+    *COUNTS,
+    "scheduled",
+    "abandoned",
+    "oldest_waiting",
+    "enqueued_last_minute",
+    "succeeded_last_minute",
+    "failed_last_minute",
+]
+
+
+def test_status_counts_the_tasks(filled: Filled) -> None:
+    """Each status has a line with its number, and the waiting ones are explained."""
+    words = [line.split() for line in ask("status", filled.path).splitlines()]
+    for status, number in COUNTS.items():
+        assert [status, str(number)] in [line[:2] for line in words]
+    (pending,) = [line for line in words if line[:1] == ["pending"]]
+    assert " ".join(pending[2:]).startswith("1 due, the oldest for ")
+    assert " ".join(pending).endswith("1 not due yet")
+    assert ["last", "minute:", "6", "enqueued,", "1", "succeeded,", "2", "failed"] in words
+
+
+def test_status_in_json(filled: Filled) -> None:
+    """The keys are the documented ones, and the numbers those of the file."""
+    found = json.loads(ask("status", filled.path, "--json"))
+    assert list(found) == ["path", "file_bytes", *COUNT_KEYS]
+    assert found["path"] == str(filled.path)
+    assert found["file_bytes"] == filled.path.stat().st_size
+    assert {key: found[key] for key in COUNTS} == COUNTS
+    assert (found["scheduled"], found["abandoned"]) == (1, 0)
+
+
+def test_list_shows_the_newest_first(filled: Filled) -> None:
+    """A line for each task, with the type and the first line of an error below the name of a failed one."""
+    lines = ask("list", filled.path).splitlines()
+    assert lines[0].split() == ["TASK", "STATUS", "ATTEMPT", "AGE", "NAME"]
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == filled.ids
+    assert [line.split()[1] for line in lines[1:] if line[0] != " "] == [
+        "cancelled",
+        "pending",
+        "pending",
+        "failed",
+        "failed",
+        "success",
+    ]
+    assert "ConnectionError: the mail was refused" in [line.strip() for line in lines]
+    assert " in 4h " in lines[2]
+
+
+def test_list_takes_a_status_and_a_limit(filled: Filled) -> None:
+    """Only tasks of that status, and no more than that."""
+    failed = json.loads(ask("list", filled.path, "--status", "failed", "--json"))
+    assert {task["task_id"] for task in failed} == {filled.failed, filled.coloured}
+    assert [task["task_id"] for task in json.loads(ask("list", filled.path, "--limit", 2, "--json"))] == filled.ids[:2]
+    assert ask("list", filled.path, "--status", "in_progress") == "no tasks\n"
+
+
+def test_list_in_json(filled: Filled) -> None:
+    """The keys are the documented ones, moments are ISO 8601 in UTC, what there is not is null."""
+    tasks = json.loads(ask("list", filled.path, "--json"))
+    assert all(list(task) == LIST_KEYS for task in tasks)
+    (failed,) = [task for task in tasks if task["task_id"] == filled.failed]
+    assert failed["error"] == "ConnectionError: the mail was refused"
+    assert failed["finished_at"].endswith("+00:00")
+    assert (failed["due_at"], failed["lease_ends_at"]) == (None, None)
+    assert (failed["attempt"], failed["max_attempts"]) == (1, 5)
+
+
+def test_show_tells_everything_about_a_failure(filled: Filled) -> None:
+    """Name, attempts, times, error and the remote traceback."""
+    shown = ask("show", filled.path, filled.failed)
+    facts = {line[:9].strip(): line[11:] for line in shown.partition("\n\n")[0].splitlines()}
+    assert facts["task"] == filled.failed
+    assert facts["name"] == "tests.cli.support:refuse"
+    assert (facts["status"], facts["attempt"]) == ("failed", "1 of 5")
+    assert facts["error"] == "ConnectionError: the mail was refused"
+    assert {"enqueued", "started", "finished", "payload"} <= set(facts)
+    assert 'raise ConnectionError(f"{what} was refused")' in shown
+    assert shown.endswith("ConnectionError: the mail was refused\n")
+
+
+def test_show_in_json(filled: Filled) -> None:
+    """The keys are the documented ones; a task that is not due yet has neither run nor failed."""
+    found = json.loads(ask("show", filled.path, filled.scheduled, "--json"))
+    assert list(found) == SHOW_KEYS
+    assert (found["status"], found["attempt"], found["started_at"], found["traceback"]) == ("pending", 0, None, None)
+    (row,) = rows(filled.path, "SELECT length(payload) AS size, format FROM tasks WHERE task_id = ?", filled.scheduled)
+    assert (found["payload_bytes"], found["format"]) == (row["size"], row["format"])
+
+
+def test_show_says_that_there_is_no_such_task(filled: Filled) -> None:
+    """In one line on stderr, with status 1."""
+    ended = run("show", filled.path, "no-such-task")
+    assert (ended.status, ended.output) == (1, "")
+    assert ended.errors == f"Error: {filled.path}: there is no task no-such-task\n"
+
+
+@pytest.mark.parametrize("command", ["status", "list", "show", "doctor"])
+def test_nothing_but_text_is_written_to_a_pipe(filled: Filled, command: str) -> None:
+    """No colour codes, not even a task's own, and no blanks at the ends of lines."""
+    output = ask(command, filled.path, *([filled.coloured] if command == "show" else []))
+    assert "\x1b" not in output
+    assert all(line == line.rstrip() for line in output.splitlines())
+    if command in ("list", "show"):
+        assert r"ValueError: \x1b[31mred" in output
+
+
+def test_a_narrow_terminal_cuts_names_and_never_ids(filled: Filled) -> None:
+    """In 80 columns each line fits, and every id is whole."""
+    status, output = run_in_terminal("list", filled.path)
+    assert status == 0
+    lines = output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == filled.ids
+
+
+def test_the_keys_are_those_of_the_protocol() -> None:
+    """What programs read has the names that Python code reads."""
+    assert list(Counts.__dataclass_fields__) == COUNT_KEYS
+    assert list(TaskInfo.__dataclass_fields__) == LIST_KEYS
+    assert list(TaskDetails.__dataclass_fields__) == SHOW_KEYS
+
+
+def test_looking_leaves_the_file_as_it_is(filled: Filled, path: Path) -> None:
+    """Not a byte is changed, and the file's neighbours are gone again."""
+    before = path.read_bytes()
+    for command in ("status", "list", "doctor"):
+        ask(command, path)
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == [path]
+
+
+async def test_a_queue_at_work_can_be_looked_into(filled: Filled, path: Path) -> None:
+    """Another process has the file open, and holds a task under a lease."""
+    backend = SQLiteBackend(path)
+    await backend.connect()
+    try:
+        (task,) = (await backend.reserve(1, lease=60, alone=True)).tasks
+        assert f"{task.task_id}  in_progress" in ask("list", path)
+        shown = json.loads(ask("show", path, task.task_id, "--json"))
+        assert (shown["status"], shown["attempt"]) == ("in_progress", 1)
+        assert shown["lease_ends_at"] > shown["started_at"]
+    finally:
+        await backend.close()

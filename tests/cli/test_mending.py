@@ -1,0 +1,135 @@
+"""``sitq retry``, ``cancel``, ``prune``: what they change, and what they leave."""
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from sitq import SQLiteBackend, SyncTaskQueue, TaskCancelledError, TaskQueue, Worker
+from tests.cli.support import Filled, ask, refuse, run
+from tests.support import rows
+
+
+def statuses(filled: Filled) -> dict[str, str]:
+    """Returns the status of each task, by its id."""
+    return {row["task_id"]: row["status"] for row in rows(filled.path)}
+
+
+def test_retry_makes_tasks_pending_again(filled: Filled) -> None:
+    """A failed one and a cancelled one, from their first attempt."""
+    assert ask("retry", filled.path, filled.failed, filled.cancelled) == "retried 2 tasks\n"
+    for row in rows(filled.path, "SELECT * FROM tasks WHERE task_id IN (?, ?)", filled.failed, filled.cancelled):
+        assert (row["status"], row["attempt"], row["error"], row["claim"]) == ("pending", 0, None, None)
+
+
+def test_retry_says_what_it_did_not_retry(filled: Filled) -> None:
+    """In a line for each on stderr, with status 1; the others are retried all the same."""
+    ended = run("retry", filled.path, filled.success, filled.failed, "nothing", filled.waiting)
+    assert (ended.status, ended.output) == (1, "retried 1 task\n")
+    assert ended.errors.splitlines() == [
+        f"not retried: {filled.success}: it is success",
+        "not retried: nothing: there is no such task",
+        f"not retried: {filled.waiting}: it is pending",
+    ]
+
+
+def test_retry_in_json(filled: Filled) -> None:
+    """What was retried, and of what was refused the status; null where there is no such task."""
+    ended = run("retry", filled.path, filled.success, filled.failed, "nothing", "--json")
+    assert (ended.status, ended.errors) == (1, "")
+    assert ended.json == {
+        "retried": [filled.failed],
+        "refused": [{"task_id": filled.success, "status": "success"}, {"task_id": "nothing", "status": None}],
+    }
+
+
+def test_every_failed_task_is_retried(filled: Filled) -> None:
+    """And none that was cancelled."""
+    found = json.loads(ask("retry", filled.path, "--failed", "--json"))
+    assert found == {"retried": [filled.failed, filled.coloured], "refused": []}
+    assert statuses(filled)[filled.cancelled] == "cancelled"
+    assert ask("retry", filled.path, "--failed") == "retried 0 tasks\n"
+
+
+async def test_a_retried_task_is_run_by_a_worker_that_waits(path: Path) -> None:
+    """The worker of this process is woken by the command of another."""
+    backend = SQLiteBackend(path)
+    async with TaskQueue(backend) as queue:
+        task_id = await queue.enqueue(refuse, "the mail")
+        async with Worker(backend, poll_interval=3600):
+            first = await queue.get_result(task_id)
+            await asyncio.to_thread(ask, "retry", path, task_id)
+            second = await queue.get_result(task_id)
+    assert first is not None
+    assert second is not None
+    assert (first.attempt, second.attempt) == (1, 1)
+    assert (first.status, second.status) == ("failed", "failed")
+    assert (second.finished_at or second.enqueued_at) > (first.finished_at or first.enqueued_at)
+
+
+def test_cancel_finishes_waiting_tasks(filled: Filled) -> None:
+    """One that is due and one that is not; whoever asks for the result learns it at once."""
+    assert ask("cancel", filled.path, filled.waiting, filled.scheduled) == "cancelled 2 tasks\n"
+    with SyncTaskQueue(SQLiteBackend(filled.path)) as queue:
+        result = queue.get_result(filled.waiting)
+    assert result is not None
+    with pytest.raises(TaskCancelledError, match=f"task {filled.waiting} was cancelled before it was run"):
+        result.unwrap()
+
+
+def test_cancel_says_what_it_did_not_cancel(filled: Filled) -> None:
+    """What has ended, and what is not there; the status is 1."""
+    ended = run("cancel", filled.path, filled.failed, filled.waiting, "nothing")
+    assert (ended.status, ended.output) == (1, "cancelled 1 task\n")
+    assert ended.errors.splitlines() == [
+        f"not cancelled: {filled.failed}: it is failed",
+        "not cancelled: nothing: there is no such task",
+    ]
+    assert run("cancel", filled.path, filled.waiting, "--json").json == {
+        "cancelled": [],
+        "refused": [{"task_id": filled.waiting, "status": "cancelled"}],
+    }
+
+
+async def test_a_running_task_cannot_be_cancelled(path: Path, filled: Filled) -> None:
+    """It stays with its worker."""
+    backend = SQLiteBackend(path)
+    await backend.connect()
+    try:
+        held = await backend.reserve(1, lease=60, alone=True)
+        ended = await asyncio.to_thread(run, "cancel", path, filled.waiting)
+        assert ended.errors == f"not cancelled: {filled.waiting}: it is in_progress\n"
+        assert list(await backend.release(held.tasks)) == []
+    finally:
+        await backend.close()
+
+
+async def test_who_waits_for_a_cancelled_task_is_woken(path: Path) -> None:
+    """``get_result`` without a timeout returns when the command of another process has cancelled the task."""
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        task_id = await queue.enqueue(refuse, "it is never run")
+        waiting = asyncio.create_task(queue.get_result(task_id))
+        await asyncio.to_thread(ask, "cancel", path, task_id)
+        result = await waiting
+    assert result is not None
+    assert result.status == "cancelled"
+
+
+def test_prune_deletes_what_finished_long_ago(filled: Filled) -> None:
+    """Finished tasks older than that, and no others."""
+    assert ask("prune", filled.path, "--older-than", "1h") == "pruned 0 tasks\n"
+    assert json.loads(ask("prune", filled.path, "--older-than", "0", "--json")) == {"pruned": 4}
+    assert set(statuses(filled)) == {filled.waiting, filled.scheduled}
+
+
+def test_a_command_prunes_nothing_by_itself(filled: Filled) -> None:
+    """The retention is that of the workers: however old a result is, looking at it does not delete it."""
+    connection = sqlite3.connect(filled.path)
+    with connection:
+        connection.execute("UPDATE tasks SET finished_at = 1 WHERE finished_at IS NOT NULL")
+    connection.close()
+    ask("list", filled.path)
+    ask("retry", filled.path, filled.failed)
+    assert len(rows(filled.path)) == 6

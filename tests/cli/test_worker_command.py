@@ -1,0 +1,244 @@
+"""``sitq worker``: processes that are kept running, and end as they are told."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sitq import Result, SQLiteBackend, TaskQueue
+from tests.cli.support import (
+    SCRIPT,
+    TASKS,
+    RunningWorker,
+    environment,
+    is_running,
+    kill_worker,
+    never,
+    ok,
+    run,
+    start,
+    wait_for,
+    working,
+)
+from tests.support import DEADLINE_SECONDS, rows, until
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+
+
+@pytest.fixture
+async def queue(path: Path) -> AsyncIterator[TaskQueue]:
+    """A queue on the file that the workers are given."""
+    async with TaskQueue(SQLiteBackend(path), default_result_timeout=DEADLINE_SECONDS) as queue:
+        yield queue
+
+
+async def result_of(queue: TaskQueue, task_id: str) -> Result[object]:
+    """Returns the result of a task, which must come."""
+    result = await queue.get_result(task_id)
+    assert result is not None
+    return result
+
+
+@BOTH
+async def test_a_signal_ends_it_with_status_0(path: Path, tmp_path: Path, queue: TaskQueue, number: int) -> None:
+    """The running task is finished and recorded, no other one is started, and every process has ended."""
+    marker = tmp_path / "marker"
+    with working(tmp_path, path, "--processes", 2, "--concurrency", 1) as worker:
+        await worker.ready(2)
+        running = await queue.enqueue(wait_for, str(marker))
+        await until(Path(f"{marker}.running").exists)
+        worker.process.send_signal(number)
+        await until(lambda: "received " in worker.log)
+        await until(lambda: worker.log.count("the supervisor ends") == 2)
+        late = await queue.enqueue(ok)
+        marker.touch()
+        assert await worker.ended() == 0
+        assert [pid for pid in worker.pids() if is_running(pid)] == []
+    assert (await result_of(queue, running)).value == "waited"
+    (row,) = rows(path, "SELECT * FROM tasks WHERE task_id = ?", late)
+    assert (row["status"], row["attempt"]) == ("pending", 0)
+
+
+async def test_each_process_takes_tasks(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Three tasks that hold up a process run at the same time in three processes with one slot each."""
+    markers = [tmp_path / f"marker{n}" for n in range(3)]
+    with working(tmp_path, path, "--processes", 3, "--concurrency", 1) as worker:
+        ids = [await queue.enqueue(wait_for, str(marker)) for marker in markers]
+        await until(lambda: all(Path(f"{marker}.running").exists() for marker in markers))
+        for marker in markers:
+            marker.touch()
+        assert [(await result_of(queue, task_id)).value for task_id in ids] == ["waited"] * 3
+        assert len(worker.pids()) == 3
+        assert worker.log.count(": worker started, 1 slots") == 3
+
+
+async def test_a_process_that_is_killed_is_replaced(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Another one runs what comes; the log says what happened; the end is as good as without it."""
+    with working(tmp_path, path) as worker:
+        await worker.ready()
+        (first,) = worker.pids()
+        os.kill(first, signal.SIGKILL)
+        assert (await result_of(queue, await queue.enqueue(ok, 7))).value == 7
+        assert len(worker.pids()) == 2
+        assert f"worker-1, pid {first}, was killed by SIGKILL" in worker.log
+        worker.process.terminate()
+        assert await worker.ended() == 0
+
+
+async def test_a_process_that_keeps_dying_is_given_longer_and_longer_pauses(path: Path, tmp_path: Path) -> None:
+    """Each one is twice as long as the one before."""
+    with working(tmp_path, path) as worker:
+        for number in range(1, 4):
+            await worker.logged(", started", number)
+            os.kill(worker.pids()[-1], signal.SIGKILL)
+            await worker.logged("is started again in", number)
+        pauses = [line.rpartition(" in ")[2] for line in worker.log.splitlines() if "is started again" in line]
+        assert pauses == ["0.1 s", "0.2 s", "0.4 s"]
+        worker.process.terminate()
+        assert await worker.ended() == 0
+
+
+async def test_a_process_that_ends_by_itself_is_replaced(path: Path, tmp_path: Path) -> None:
+    """Who sends SIGTERM to one process only gets a new one."""
+    with working(tmp_path, path) as worker:
+        await worker.ready()
+        os.kill(worker.pids()[0], signal.SIGTERM)
+        await worker.ready(2)
+        assert "ended with status 0" in worker.log
+
+
+async def test_a_task_that_kills_its_process_is_run_by_the_next(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Once its lease, which this test does not wait for, has ended."""
+    with working(tmp_path, path) as worker:
+        task_id = await queue.enqueue(kill_worker, str(tmp_path / "marker"))
+        await worker.ready(2)
+        backend = SQLiteBackend(path, clock=lambda: 4_000_000_000)
+        await backend.connect()
+        found = await backend.reserve(1, lease=60, alone=True)
+        assert [(task.task_id, task.attempt) for task in found.tasks] == [(task_id, 2)]
+        await backend.release(found.tasks)
+        await backend.close()
+        result = await result_of(queue, task_id)
+        assert (result.value, result.attempt) == ("survived", 2)
+
+
+async def test_a_second_signal_ends_everything_at_once(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """A task that does not end does not keep it; the process dies by the signal."""
+    with working(tmp_path, path) as worker:
+        await queue.enqueue(wait_for, str(tmp_path / "marker"))
+        await until((tmp_path / "marker.running").exists)
+
+        def ended() -> bool:
+            worker.process.send_signal(signal.SIGTERM)  # what follows the first one closely counts as the same
+            return worker.process.poll() is not None
+
+        await until(ended)
+        assert worker.process.returncode == -signal.SIGTERM
+        await until(lambda: not any(map(is_running, worker.pids())))
+
+
+async def test_one_order_that_comes_as_two_signals_is_one(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """The way of ``timeout`` and of systemd: to the process and to its group, and to each child."""
+    marker = tmp_path / "marker"
+    with working(tmp_path, path) as worker:
+        task_id = await queue.enqueue(wait_for, str(marker))
+        await until(Path(f"{marker}.running").exists)
+        worker.process.terminate()
+        os.killpg(worker.process.pid, signal.SIGTERM)
+        os.kill(worker.pids()[0], signal.SIGTERM)
+        await until(lambda: "worker received SIGTERM" in worker.log)
+        marker.touch()
+        assert await worker.ended() == 0
+    assert (await result_of(queue, task_id)).value == "waited"
+
+
+async def test_processes_end_with_a_supervisor_that_was_killed(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """They finish what they have in hand, and nobody is left behind."""
+    marker = tmp_path / "marker"
+    with working(tmp_path, path) as worker:
+        task_id = await queue.enqueue(wait_for, str(marker))
+        await until(Path(f"{marker}.running").exists)
+        worker.process.kill()
+        await until(lambda: "the supervisor ends, or is gone" in worker.log)
+        marker.touch()
+        assert (await result_of(queue, task_id)).value == "waited"
+        await until(lambda: not any(map(is_running, worker.pids())))
+
+
+async def test_tasks_are_given_back_after_the_shutdown_timeout(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """One that does not end is pending again with its attempt unspent, and the status is 0."""
+    with working(tmp_path, path, "--shutdown-timeout", "0") as worker:
+        task_id = await queue.enqueue(never)
+        await until(lambda: f"task {task_id} (tests.cli.support:never) started" in worker.log)
+        worker.process.terminate()
+        assert await worker.ended() == 0
+    (row,) = rows(path)
+    assert (row["status"], row["attempt"], row["claim"]) == ("pending", 0, None)
+
+
+async def test_tasks_are_imported_from_the_current_folder(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Also by the script, whose own folder is another one; the log names it."""
+    (tmp_path / "jobs_of_the_test.py").write_text("def double(value):\n    return 2 * value\n")
+    worker = RunningWorker(
+        tmp_path / "worker.log", path, command=SCRIPT, cwd=tmp_path, env=environment(PYTHONSAFEPATH="1")
+    )
+    try:
+        assert (await result_of(queue, await queue.enqueue("jobs_of_the_test:double", 21))).value == 42
+        worker.process.terminate()
+        assert await worker.ended() == 0
+    finally:
+        worker.end()
+    assert f"working on {path}, tasks are imported from {tmp_path}" in worker.log
+
+
+async def test_a_missing_file_is_made(path: Path, tmp_path: Path) -> None:
+    """A worker may be there before its producer; the file is its owner's only, and the log says that it is new."""
+    with working(tmp_path, path) as worker:
+        await worker.ready()
+        assert f"supervisor: made {path}" in worker.log
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        async with TaskQueue(SQLiteBackend(path)) as queue:
+            assert (await result_of(queue, await queue.enqueue(f"{TASKS}:ok", 3))).value == 3
+
+
+async def test_the_log_has_a_line_for_each_event(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """With the time, the level and who says it, on stderr; nothing goes to stdout, and no argument is logged."""
+    process = start("worker", path)
+    result = await result_of(queue, await queue.enqueue(ok, 271828))
+    process.terminate()
+    output, errors = await asyncio.to_thread(process.communicate, timeout=DEADLINE_SECONDS)
+    assert (process.returncode, output, result.value) == (0, "", 271828)
+    for line in errors.splitlines():
+        day, time, level, who, _ = line.split(maxsplit=4)
+        assert len(f"{day} {time}") == len("2027-01-01 00:00:00.000")
+        assert level in ("INFO", "WARNING", "ERROR")
+        assert who in ("supervisor:", "worker-1:")
+    assert f"INFO    worker-1: task {result.task_id} (tests.cli.support:ok) finished" in errors
+    assert "271828" not in errors
+
+
+async def test_quiet_logs_only_what_is_wrong(path: Path, queue: TaskQueue) -> None:
+    """A failed task and nothing else."""
+    process = start("worker", path, "--quiet")
+    result = await result_of(queue, await queue.enqueue(f"{TASKS}:refuse", "a secret"))
+    await result_of(queue, await queue.enqueue(ok))
+    process.terminate()
+    _, errors = await asyncio.to_thread(process.communicate, timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0
+    (line,) = errors.splitlines()
+    assert line.endswith(
+        f"WARNING worker-1: task {result.task_id} (tests.cli.support:refuse) failed with ConnectionError"
+    )
+
+
+def test_a_file_that_cannot_be_used_starts_nothing(path: Path) -> None:
+    """It is said once, by the command itself, with status 1."""
+    path.write_text("not a database, " * 100)
+    ended = run("worker", path, "--processes", "4")
+    assert (ended.status, ended.output) == (1, "")
+    assert ended.errors.splitlines() == [
+        f"Error: {path}: it is not a SQLite database; check the path (file is not a database)"
+    ]

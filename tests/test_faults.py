@@ -1,0 +1,312 @@
+"""A busy or sick file, call by call: which error comes, that nothing changed, and that the next try works."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sitq import BackendError, ReservedTask, SQLiteBackend, TaskQueue, Worker
+from sitq.errors import BackendCorruptError, BackendReadOnlyError, BackendUnavailableError
+from sitq.models import Outcome
+from tests.faults import (
+    assert_healthy,
+    connected,
+    damaged,
+    full_disk,
+    lasting,
+    moved_away,
+    new_task,
+    no_free_page,
+    outside,
+    read_only,
+    write_lock,
+)
+from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows, start_python
+
+BUSY_SECONDS = 0.05
+LEASE = 600.0
+LARGE = bytes(100_000)
+
+type Call = Callable[[SQLiteBackend, ReservedTask], Awaitable[Any]]
+type Fault = Callable[[SQLiteBackend, Path], AbstractAsyncContextManager[None]]
+
+WRITES: dict[str, Call] = {
+    "enqueue": lambda backend, held: backend.enqueue([new_task("new", LARGE)]),
+    "reserve": lambda backend, held: backend.reserve(9, lease=LEASE, alone=False),
+    "renew": lambda backend, held: backend.renew([held], lease=2 * LEASE),
+    "mark_success": lambda backend, held: backend.mark_success([Outcome(held, LARGE)]),
+    "mark_failure": lambda backend, held: backend.mark_failure([Outcome(held, error="E: no", traceback="x" * 100_000)]),
+    "release": lambda backend, held: backend.release([held]),
+}
+
+
+FAULTS: dict[str, tuple[Fault, type[BackendError]]] = {
+    "locked": (lasting(write_lock), BackendUnavailableError),
+    "disk full": (lasting(full_disk), BackendUnavailableError),
+    "moved away": (lasting(moved_away), BackendUnavailableError),
+    "read-only": (lambda backend, path: read_only(backend), BackendReadOnlyError),
+    "damaged header": (lasting(lambda path: damaged(path, page_of=None)), BackendCorruptError),
+    "damaged page": (lasting(lambda path: damaged(path, page_of="tasks")), BackendCorruptError),
+}
+
+
+@pytest.fixture
+async def held(path: Path) -> AsyncIterator[tuple[SQLiteBackend, ReservedTask]]:
+    """A backend that gives up soon, a task that it holds, and some tasks that are due."""
+    async with connected(SQLiteBackend(path, busy_timeout=BUSY_SECONDS)) as backend:
+        await backend.enqueue([new_task("held"), *(new_task(f"due-{n}", bytes(500)) for n in range(5))])
+        (task,) = (await backend.reserve(1, lease=LEASE, alone=True)).tasks
+        yield backend, task
+
+
+@pytest.mark.parametrize("call", WRITES)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_write_into_a_sick_file_fails_whole_and_works_afterwards(
+    held: tuple[SQLiteBackend, ReservedTask], path: Path, call: str, fault: str
+) -> None:
+    """The error is the leaf that says what to do, names the file, and chains SQLite's own; no row has changed."""
+    backend, task = held
+    before = rows(path)
+    make, error = FAULTS[fault]
+    async with make(backend, path), asyncio.timeout(DEADLINE_SECONDS):
+        for _ in range(2):
+            with pytest.raises(error) as caught:
+                await WRITES[call](backend, task)
+            assert type(caught.value) is error
+            assert str(path) in str(caught.value)
+            assert isinstance(caught.value.__cause__, (sqlite3.Error, OSError))
+    assert rows(path) == before
+    answer = await WRITES[call](backend, task)
+    assert not answer or call == "reserve"
+    assert rows(path) != before
+    assert_healthy(path)
+
+
+@pytest.mark.parametrize("call", ["enqueue", "reserve", "mark_success", "mark_failure"])
+async def test_a_database_without_a_free_page_refuses_and_recovers(
+    held: tuple[SQLiteBackend, ReservedTask], path: Path, call: str
+) -> None:
+    """SQLite's own "database or disk is full" comes as what may be tried again, and nothing of the call is stored."""
+    backend, task = held
+    if call == "reserve":
+        await backend.enqueue([new_task(f"many-{n}") for n in range(300)])
+        limit = 300  # so many rows grow a little that their pages have to be split
+    before = rows(path)
+    async with no_free_page(backend):
+        with pytest.raises(BackendUnavailableError, match="disk is full"):
+            await (
+                backend.reserve(limit, lease=LEASE, alone=False) if call == "reserve" else WRITES[call](backend, task)
+            )
+    assert rows(path) == before
+    await WRITES[call](backend, task)
+    assert rows(path) != before
+    assert_healthy(path)
+
+
+@pytest.mark.parametrize("fault", ["moved away", "damaged header", "damaged page"])
+async def test_a_read_of_a_sick_file_is_an_error_too(
+    held: tuple[SQLiteBackend, ReservedTask], path: Path, fault: str
+) -> None:
+    """A result that cannot be looked up is never reported as missing."""
+    backend, _ = held
+    make, error = FAULTS[fault]
+    async with make(backend, path):
+        with pytest.raises(error):
+            await backend.get_result("held")
+    assert await backend.get_result("held") is not None
+
+
+@pytest.mark.parametrize("fault", ["locked", "disk full", "read-only"])
+async def test_a_file_that_cannot_be_written_can_still_be_read(
+    held: tuple[SQLiteBackend, ReservedTask], path: Path, fault: str
+) -> None:
+    """Looking for a result needs nothing that these faults take away."""
+    backend, _ = held
+    make, _ = FAULTS[fault]
+    async with make(backend, path):
+        found = await backend.get_result("held")
+    assert found is not None
+    assert found.status == "in_progress"
+
+
+async def test_a_queue_gets_the_named_error_and_nothing_of_a_batch_is_stored(path: Path) -> None:
+    """``enqueue`` and ``enqueue_many`` raise what the contract names, within bounded time, and work afterwards."""
+    async with TaskQueue(SQLiteBackend(path, busy_timeout=BUSY_SECONDS)) as queue:
+        await queue.enqueue(add, 1, 2)
+        for fault, error in [(write_lock, BackendUnavailableError), (moved_away, BackendUnavailableError)]:
+            with fault(path), pytest.raises(error):
+                await queue.enqueue(add, 3, 4)
+            with fault(path), pytest.raises(error):
+                await queue.enqueue_many([lambda: 1, lambda: 2])
+        assert len(rows(path)) == 1
+        assert len(await queue.enqueue_many([lambda: 1, lambda: 2])) == 2
+    assert len(rows(path)) == 3
+
+
+async def test_a_lock_that_is_held_for_less_than_the_busy_timeout_is_waited_for(path: Path) -> None:
+    """The call succeeds once the other program is done."""
+    async with connected(SQLiteBackend(path, busy_timeout=DEADLINE_SECONDS)) as backend:
+        with write_lock(path):
+            waiting = asyncio.ensure_future(backend.enqueue([new_task()]))
+            done, _ = await asyncio.wait([waiting], timeout=2 * BUSY_SECONDS)
+            assert not done
+        await waiting
+    assert len(rows(path)) == 1
+
+
+async def test_connecting_to_a_locked_fresh_file_fails_within_bounded_time(path: Path) -> None:
+    """Where the table cannot be made, the error says that the file is busy; later it can."""
+    sqlite3.connect(path).close()
+    with outside(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    backend = SQLiteBackend(path, busy_timeout=BUSY_SECONDS)
+    with write_lock(path), pytest.raises(BackendUnavailableError):
+        await backend.connect()
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+
+
+async def test_one_bad_neighbour_of_a_shared_commit_fails_alone(path: Path) -> None:
+    """Of many calls that share a commit, only the one that the database refuses gets the error."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("7")])
+        answers = await asyncio.gather(
+            *(backend.enqueue([new_task(str(n))]) for n in range(20)), return_exceptions=True
+        )
+    refused = {n: answer for n, answer in enumerate(answers) if answer is not None}
+    assert list(refused) == [7]
+    assert isinstance(refused[7], BackendError)
+    assert isinstance(refused[7].__cause__, sqlite3.IntegrityError)
+    assert len(rows(path)) == 20
+
+
+async def test_a_deleted_file_takes_no_more_tasks(path: Path) -> None:
+    """SQLite would go on writing into a file that nobody can find; sitq says so instead."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("kept")])
+        os.unlink(path)
+        for call in (backend.enqueue([new_task("lost")]), backend.reserve(1, lease=1, alone=True)):
+            with pytest.raises(BackendUnavailableError, match="deleted or moved") as caught:
+                await call
+            assert str(path) in str(caught.value)
+        with pytest.raises(BackendUnavailableError):
+            await backend.get_result("kept")
+        assert not os.path.exists(path)  # noqa: ASYNC240
+
+
+async def test_a_file_that_was_replaced_is_left_alone(path: Path) -> None:
+    """The file that stands in its place belongs to somebody else."""
+    other = path.with_suffix(".other")
+    async with connected(SQLiteBackend(other)) as backend:
+        await backend.enqueue([new_task("others")])
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("mine")])
+        os.rename(path, path.with_suffix(".aside"))
+        os.rename(other, path)
+        with pytest.raises(BackendUnavailableError, match="replaced"):
+            await backend.enqueue([new_task("lost")])
+        os.rename(path, other)
+        os.rename(path.with_suffix(".aside"), path)
+        await backend.enqueue([new_task("mine too")])
+    assert [row["task_id"] for row in rows(other)] == ["others"]
+    assert [row["task_id"] for row in rows(path)] == ["mine", "mine too"]
+
+
+FORK = """
+import asyncio, gc, os, sys
+from sitq import BackendError, NewTask, SQLiteBackend, TaskQueue
+from tests.support import add
+
+async def use(backend, queue):
+    for call in (
+        lambda: backend.enqueue([NewTask("child", b"")]),
+        lambda: backend.reserve(1, lease=1, alone=True),
+        lambda: backend.get_result("parent"),
+        lambda: queue.enqueue(add, 1, 2),
+    ):
+        try:
+            await call()
+        except BackendError as error:
+            print(type(error).__name__, "make a new backend in the child" in str(error), flush=True)
+    await queue.close()
+    await backend.close()
+    await backend.close()
+
+async def begin(backend, queue):
+    await backend.connect()
+    await queue.enqueue(add, 1, 2)
+
+async def go_on(backend, queue):
+    await backend.enqueue([NewTask("parent", b"")])
+    await queue.close()
+    await backend.close()
+
+backend = SQLiteBackend(sys.argv[1])
+queue = TaskQueue(backend)
+asyncio.run(begin(backend, queue))  # no loop is alive at the fork: the child would share its selector
+child = os.fork()
+if child:
+    print("parent", os.waitpid(child, 0)[1], flush=True)
+    asyncio.run(go_on(backend, queue))
+else:
+    asyncio.run(use(backend, queue))
+    if sys.argv[2] == "at once":
+        os._exit(0)
+    del backend, queue
+    gc.collect()
+"""
+
+
+@pytest.mark.parametrize("ends", ["at once", "as any program does"])
+def test_a_child_of_a_fork_leaves_the_file_to_its_parent(path: Path, ends: str) -> None:
+    """Every call in the child is an error that says what to do; it ends well, and the parent goes on."""
+    process = start_python(FORK, path, ends)
+    output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0, errors
+    assert output.splitlines() == [*["BackendError True"] * 4, "parent 0"]
+    assert len(rows(path)) == 2
+    assert_healthy(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("status", "paused"),
+        ("status", ""),
+        ("status", "success"),
+        ("enqueued_at", "yesterday"),
+        ("enqueued_at", 2**62),
+        ("started_at", "never"),
+        ("finished_at", 2**62),
+        ("max_attempts", "many"),
+        ("attempt", "first"),
+        ("available_at", "soon"),
+        ("payload", "text"),
+        ("format", b"\xff"),
+        ("name", b"\xff"),
+    ],
+)
+async def test_a_row_of_anothers_making_does_not_stop_its_neighbours(
+    path: Path, runs: Runs, column: str, value: Any
+) -> None:
+    """Whatever stands in one row, the worker lives, the other tasks are run once, and asking for it ends."""
+    backend = SQLiteBackend(path)
+    async with TaskQueue(backend) as queue:
+        strange = await queue.enqueue(log_plain, runs, "strange")
+        others = [await queue.enqueue(log_async, runs, n) for n in range(5)]
+        with outside(path) as connection:
+            connection.execute(f"UPDATE tasks SET {column} = ? WHERE task_id = ?", (value, strange))
+        async with Worker(backend, max_concurrency=3):
+            for task_id in others:
+                result = await queue.get_result(task_id, timeout=DEADLINE_SECONDS)
+                assert result is not None
+                assert result.status == "success"
+            with contextlib.suppress(BackendError):
+                await queue.get_result(strange, timeout=1)
+    assert {line: count for line, count in runs.count().items() if line != "strange"} == dict.fromkeys("01234", 1)

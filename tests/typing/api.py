@@ -1,0 +1,176 @@
+# pyright: strict
+"""Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, assert_type
+
+from sitq import (
+    Backend,
+    CloudpickleSerializer,
+    Result,
+    Serializer,
+    SQLiteBackend,
+    SyncTaskQueue,
+    TaskId,
+    TaskQueue,
+    Worker,
+    current_task,
+)
+
+SOON = datetime.now(UTC)
+
+
+class Email:
+    """A class that is a task itself, and has methods that are."""
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+
+    def send(self, subject: str, *, urgent: bool = False) -> bool:
+        """Is bound."""
+        return urgent and bool(subject)
+
+    async def __call__(self, subject: str) -> bytes:
+        """Can be called, and gives a coroutine."""
+        return subject.encode()
+
+    @staticmethod
+    def parse(text: str) -> "Email":
+        """Is not bound."""
+        return Email(text)
+
+
+def add(a: int, b: int = 0) -> int:
+    """A plain function."""
+    return a + b
+
+
+async def fetch(url: str, *, retries: int = 3) -> bytes:
+    """A coroutine function."""
+    return url.encode() * retries
+
+
+def nothing() -> None:
+    """A plain function without a result."""
+
+
+def maybe(n: int) -> str | None:
+    """A plain function with an optional result."""
+    return str(n) if n else None
+
+
+def anything(*args: Any, **kwargs: Any) -> list[str]:
+    """A function of any arguments."""
+    return [*map(str, args), *kwargs]
+
+
+def awaitable(n: int) -> Awaitable[float]:
+    """A plain function that gives an awaitable."""
+    raise NotImplementedError(n)
+
+
+def takes_reserved(eta: str, context: int) -> int:
+    """A function with parameters that enqueue keeps for itself."""
+    return context + len(eta)
+
+
+async def produce(queue: TaskQueue) -> None:
+    """An id carries what the task returns, and the result is of that type."""
+    assert_type(await queue.get_result(await queue.enqueue(add, 1, 2)), Result[int] | None)
+    assert_type(await queue.get_result(await queue.enqueue(fetch, "u", retries=1)), Result[bytes] | None)
+
+    assert_type(await queue.enqueue(add, 1, 2), TaskId[int])
+    assert_type(await queue.enqueue(add, 1, b=2), TaskId[int])
+    assert_type(await queue.enqueue(add, 1), TaskId[int])
+    assert_type(await queue.enqueue(fetch, "u"), TaskId[bytes])
+    assert_type(await queue.enqueue(nothing), TaskId[None])
+    assert_type(await queue.enqueue(maybe, 1), TaskId[str | None])
+    assert_type(await queue.enqueue(anything, 1, two=2), TaskId[list[str]])
+    assert_type(await queue.enqueue(awaitable, 1), TaskId[float])
+    assert_type(await queue.enqueue(lambda: 1.5), TaskId[float])
+    assert_type(await queue.enqueue(lambda: fetch("u")), TaskId[bytes])
+    assert_type(await queue.enqueue(partial(add, 1), 2), TaskId[int])
+    assert_type(await queue.enqueue(partial(fetch, "u")), TaskId[bytes])
+    assert_type(await queue.enqueue(Email("a").send, "hi", urgent=True), TaskId[bool])
+    assert_type(await queue.enqueue(Email("a"), "hi"), TaskId[bytes])
+    assert_type(await queue.enqueue(Email.parse, "a"), TaskId[Email])
+    assert_type(await queue.enqueue(Email, "a"), TaskId[Email])
+    assert_type(await queue.enqueue(len, [1, 2]), TaskId[int])
+    assert_type(await queue.enqueue("package.module:name", 1, two=2), TaskId[Any])
+    assert_type(await queue.get_result(await queue.enqueue("package.module:name")), Result[Any] | None)
+
+
+async def produce_later(queue: TaskQueue, context: Mapping[str, Any], eta: datetime | None) -> None:
+    """``eta`` and ``context`` do not lose the return type."""
+    assert_type(await queue.enqueue(add, 1, 2, eta=SOON), TaskId[int])
+    assert_type(await queue.enqueue(add, 1, b=2, context=context), TaskId[int])
+    assert_type(await queue.enqueue(add, 1, 2, eta=eta, context={"request_id": "r1"}), TaskId[int])
+    assert_type(await queue.enqueue(add, 1, 2, eta=None, context=None), TaskId[int])
+    assert_type(await queue.enqueue(fetch, "u", eta=SOON), TaskId[bytes])
+    assert_type(await queue.enqueue(fetch, "u", retries=2, context=context), TaskId[bytes])
+    assert_type(await queue.enqueue(lambda: 1.5, eta=SOON), TaskId[float])
+    assert_type(await queue.enqueue(partial(takes_reserved, eta="noon", context=1), eta=SOON), TaskId[int])
+    assert_type(await queue.enqueue("package.module:name", 1, eta=SOON, context=context), TaskId[Any])
+
+
+async def produce_many(queue: TaskQueue, calls: Sequence[Callable[[], object]]) -> None:
+    """Any iterable of callables without arguments is taken."""
+    assert_type(await queue.enqueue_many(calls), list[TaskId[Any]])
+    await queue.enqueue_many((partial(add, n, 1) for n in range(3)), eta=SOON, context={"tenant": "t"})
+    await queue.enqueue_many([nothing, lambda: 1, partial(fetch, "u"), partial(Email, "a")])
+    await queue.enqueue_many([])
+
+
+async def read(queue: TaskQueue, task_id: TaskId[int], text: str) -> None:
+    """A result knows its value; an id is a string, and a string is an id of anything."""
+    result = await queue.get_result(task_id, timeout=1.5)
+    if result is not None:
+        assert_type(result.value, int | None)
+        assert_type(result.unwrap(), int)
+        assert_type(result.task_id, str)
+        assert_type(result.error, str | None)
+        assert_type(result.traceback, str | None)
+        assert_type(result.attempt, int)
+        assert_type(result.enqueued_at, datetime)
+        assert_type(result.started_at, datetime | None)
+        assert_type(result.finished_at, datetime | None)
+    assert_type(await queue.get_result(text), Result[Any] | None)
+    assert_type(await queue.get_result(text, 0), Result[Any] | None)
+    as_text: str = task_id
+    assert_type(as_text.upper(), str)
+    optional = await queue.get_result(await queue.enqueue(maybe, 1))
+    if optional is not None:
+        assert_type(optional.unwrap(), str | None)
+
+
+def produce_from_sync_code(queue: SyncTaskQueue, context: Mapping[str, Any]) -> None:
+    """The sync queue has the same types without ``await``."""
+    assert_type(queue.get_result(queue.enqueue(add, 1, 2)), Result[int] | None)
+    assert_type(queue.get_result(queue.enqueue(fetch, "u"), timeout=1), Result[bytes] | None)
+    assert_type(queue.enqueue(add, 1, b=2, eta=SOON), TaskId[int])
+    assert_type(queue.enqueue(fetch, "u", retries=1, context=context), TaskId[bytes])
+    assert_type(queue.enqueue(lambda: 1.5), TaskId[float])
+    assert_type(queue.enqueue("package.module:name", 1), TaskId[Any])
+    assert_type(queue.enqueue_many([partial(add, 1)], eta=SOON, context=context), list[TaskId[Any]])
+    assert_type(queue.get_result("text"), Result[Any] | None)
+    with queue as entered:
+        assert_type(entered, SyncTaskQueue)
+
+
+async def construct(backend: Backend, serializer: Serializer) -> None:
+    """What is given may be of sitq or of the user's own; blocks give what was made."""
+    async with TaskQueue(backend, serializer, default_result_timeout=1.5, max_attempts=3) as queue:
+        assert_type(queue, TaskQueue)
+    async with Worker(
+        backend, serializer, max_concurrency=5, poll_interval=1, lease=30, shutdown_timeout=None
+    ) as worker:
+        assert_type(worker, Worker)
+    TaskQueue()
+    SyncTaskQueue(SQLiteBackend("a.db"), CloudpickleSerializer())
+    assert_type(await Worker(SQLiteBackend()).drain(), int)
+    assert_type(current_task().task_id, str)
+    assert_type(current_task().attempt, int)
+    assert_type(current_task().enqueued_at, datetime)
+    assert_type(current_task().context, Mapping[str, Any])

@@ -1,0 +1,102 @@
+# pyright: strict
+"""Wrong uses of sitq: each marked line has to be an error for mypy and for pyright, and no other line."""
+
+from datetime import UTC, datetime
+from functools import partial
+
+from sitq import NewTask, Result, SQLiteBackend, SyncTaskQueue, TaskId, TaskQueue, Worker
+
+SOON = datetime.now(UTC)
+
+
+def add(a: int, b: int = 0) -> int:
+    """A plain function."""
+    return a + b
+
+
+async def fetch(url: str, *, retries: int = 3) -> bytes:
+    """A coroutine function."""
+    return url.encode() * retries
+
+
+class NotABackend:
+    """Has one method of a backend."""
+
+    async def connect(self) -> None:
+        """Connects."""
+
+
+async def arguments(queue: TaskQueue) -> None:
+    """The arguments of a task are checked against its signature."""
+    await queue.enqueue(add, "1")  # error
+    await queue.enqueue(add, 1, "2")  # error
+    await queue.enqueue(add, 1, 2, 3)  # error
+    await queue.enqueue(add)  # error
+    await queue.enqueue(add, 1, c=2)  # error
+    await queue.enqueue(add, 1, b="2")  # error
+    await queue.enqueue(add, a=1, b=2)
+    await queue.enqueue(fetch, 5)  # error
+    await queue.enqueue(fetch, "u", 5)  # error
+    await queue.enqueue(fetch, "u", retries="5")  # error
+    await queue.enqueue(42)  # error
+    await queue.enqueue(None)  # error
+    await queue.enqueue()  # error
+
+
+async def reserved(queue: TaskQueue) -> None:
+    """``eta`` and ``context`` have types of their own."""
+    await queue.enqueue(add, 1, eta="noon")  # error
+    await queue.enqueue(add, 1, eta=5)  # error
+    await queue.enqueue(fetch, "u", context=["a"])  # error
+    await queue.enqueue("package.module:name", eta=5)  # error
+    await queue.enqueue("package.module:name", context=["a"])  # error
+    await queue.enqueue_many([partial(add, 1)], eta=5)  # error
+    await queue.enqueue_many([partial(add, 1)], context=5)  # error
+
+
+async def many(queue: TaskQueue) -> None:
+    """A batch is an iterable of callables that need no more arguments."""
+    await queue.enqueue_many([add])  # error
+    await queue.enqueue_many([partial(add, 1), 5])  # error
+    await queue.enqueue_many(partial(add, 1))  # error
+    await queue.enqueue_many(5)  # error
+
+
+async def results(queue: TaskQueue, task_id: TaskId[int]) -> None:
+    """What the task returns is known, and that it may not be there."""
+    text: TaskId[str] = await queue.enqueue(add, 1)  # error
+    print(text)
+    (await queue.get_result(task_id)).unwrap()  # error
+    await queue.get_result(5)  # error
+    await queue.get_result(task_id, timeout="1")  # error
+    await queue.get_result(queue.enqueue(add, 1))  # error
+    result = await queue.get_result(task_id)
+    if result is not None:
+        value: str = result.unwrap()  # error
+        print(value)
+        result.value = 5  # error
+        print(result.no_such_field)  # error
+    wrong: Result[str] | None = result  # error
+    print(wrong)
+
+
+def sync_code(queue: SyncTaskQueue) -> None:
+    """The sync queue is as strict."""
+    queue.enqueue(add, "1")  # error
+    queue.enqueue(add, 1, eta="noon")  # error
+    queue.enqueue_many([add])  # error
+    queue.get_result("x", timeout="1")  # error
+    queue.get_result(queue.enqueue(add, 1)).unwrap()  # error
+
+
+async def construct() -> None:
+    """What is given must be of its kind, and numbers go by name."""
+    TaskQueue("app.db")  # error
+    TaskQueue(NotABackend())  # error
+    TaskQueue(SQLiteBackend(), None, 5)  # error
+    TaskQueue(max_attempts="3")  # error
+    SyncTaskQueue("app.db")  # error
+    Worker(SQLiteBackend(), None, 5)  # error
+    Worker(concurrency=5)  # error
+    NewTask("id", "payload")  # error
+    await SyncTaskQueue().enqueue(add, 1)  # error
