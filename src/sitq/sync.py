@@ -45,7 +45,7 @@ class SyncTaskQueue:
             max_attempts=max_attempts,
         )
         self._pid: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of a call
         self._calls: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -81,9 +81,7 @@ class SyncTaskQueue:
             self._loop = self._thread = self._pid = None
             if loop is not None and thread is not None:
                 asyncio.run_coroutine_threadsafe(self._end(), loop).result()
-                loop.call_soon_threadsafe(loop.stop)
-                thread.join()
-                loop.close()
+                _stop_loop(loop, thread)
 
     async def _end(self) -> None:
         # The calls only: what the backend has under way ends by itself.
@@ -103,10 +101,13 @@ class SyncTaskQueue:
         if sys.is_finalizing():
             raise BackendError("the interpreter is about to exit: it runs no thread any more")
         with self._lock:
-            if self._loop is None:
-                self._start_loop()
-            assert self._loop is not None
-            future = asyncio.run_coroutine_threadsafe(self._guarded(function), self._loop)
+            loop = self._loop or self._start_loop()
+            call = self._guarded(function)
+            try:
+                future = asyncio.run_coroutine_threadsafe(call, loop)
+            except RuntimeError:  # closed by a signal handler that came between
+                call.close()
+                raise BackendError("the SyncTaskQueue was closed while this call began") from None
         try:
             value, error = future.result()
         except concurrent.futures.CancelledError:
@@ -134,7 +135,7 @@ class SyncTaskQueue:
         finally:
             self._calls.discard(call)
 
-    def _start_loop(self) -> None:
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         # A daemon: an unclosed queue must not keep the interpreter from exiting.
         thread = threading.Thread(target=loop.run_forever, name="sitq-sync", daemon=True)
@@ -143,7 +144,11 @@ class SyncTaskQueue:
         except BaseException:  # no more threads, or the interpreter is about to exit
             loop.close()
             raise
+        if self._loop is not None:  # a signal handler was faster
+            _stop_loop(loop, thread)
+            return self._loop
         self._loop, self._thread, self._pid = loop, thread, os.getpid()
+        return loop
 
     @overload
     def enqueue[T](
@@ -245,6 +250,12 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.list(status, limit=limit))
+
+
+def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def _refuse_running_loop() -> None:

@@ -109,12 +109,16 @@ class Job[T]:
         self.result: T | None = None
         self.error: BaseException | None = None
 
+    def abandon(self) -> None:
+        """Undoes what nobody waits for."""
+        if self.error is None and self.on_abandoned:
+            self.on_abandoned(self.result)  # type: ignore[arg-type]  # a T where error is None
+
     def deliver(self) -> None:
         """Hands the outcome to the one who waits; called in that one's event loop."""
         future = self.future
         if future is None or future.done():
-            if self.error is None and self.on_abandoned:
-                self.on_abandoned(self.result)  # type: ignore[arg-type]  # a T where error is None
+            self.abandon()
         elif self.error is None:
             future.set_result(self.result)  # type: ignore[arg-type]
         else:
@@ -276,14 +280,18 @@ class Connection:
         topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
         if topics:
             self._announce(topics)
-        by_loop: dict[asyncio.AbstractEventLoop | None, list[Job[Any]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
         for job in jobs:
-            by_loop.setdefault(job.future.get_loop() if job.future else None, []).append(job)
+            if job.future is None or job.future.cancelled():
+                job.abandon()
+            else:
+                by_loop.setdefault(job.future.get_loop(), []).append(job)
         for loop, delivered in by_loop.items():
-            if loop is not None:
-                # A loop that is closed has nobody left who waits.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_deliver, delivered)
+            try:
+                loop.call_soon_threadsafe(_deliver, delivered)
+            except RuntimeError:  # the loop is closed: nobody waits there any more
+                for job in delivered:
+                    job.abandon()
 
     def _take(self) -> list[Job[Any]]:
         """Returns what is queued, up to the second reservation."""
