@@ -251,11 +251,15 @@ def test_calls_and_closes_may_race(path: Path) -> None:
         lambda queue: queue.enqueue(add, 1, 2),
         lambda queue: queue.enqueue_many([partial(add, 1, 2)]),
         lambda queue: queue.get_result("x"),
+        lambda queue: queue.counts(),
+        lambda queue: queue.list(),
+        lambda queue: queue.retry("x"),
+        lambda queue: queue.cancel("x"),
         lambda queue: queue.close(),
         lambda queue: queue.__enter__(),
         lambda queue: queue.__exit__(None, None, None),
     ],
-    ids=["enqueue", "enqueue_many", "get_result", "close", "enter", "exit"],
+    ids=["enqueue", "enqueue_many", "get_result", "counts", "list", "retry", "cancel", "close", "enter", "exit"],
 )
 async def test_inside_an_event_loop_it_is_refused(
     path: Path, sync_queue: SyncTaskQueue, call: Callable[[SyncTaskQueue], Any]
@@ -362,28 +366,3 @@ def test_an_interrupted_wait_leaves_the_queue_usable(path: Path) -> None:
     )
     assert printed.split() == ["interrupted", "interrupted", "True"]
     assert len(rows(path)) == 2
-
-
-def test_a_signal_handler_may_enqueue(path: Path) -> None:
-    """It interrupts a thread anywhere, also in the middle of a call of the same queue, and does not wait for it."""
-    printed = run_script(
-        """
-        import signal, sys
-        from sitq import SQLiteBackend, SyncTaskQueue
-
-        handled = []
-
-        def handler(number, frame):
-            handled.append(queue.enqueue(len, "handler"))
-            signal.setitimer(signal.ITIMER_REAL, 0.0003)
-
-        with SyncTaskQueue(SQLiteBackend(sys.argv[1])) as queue:
-            signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, 0.0003)
-            called = [queue.enqueue(len, "main") for _ in range(600)]
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        print(len({*called, *handled}) - len(handled), len(handled) > 0)
-        """,
-        path,
-    )
-    assert printed.split() == ["600", "True"]

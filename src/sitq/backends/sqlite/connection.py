@@ -1,7 +1,6 @@
 """The thread that owns a SQLite connection: one hop for a change, one commit for many."""
 
 import asyncio
-import contextlib
 import itertools
 import os
 import sqlite3
