@@ -262,7 +262,9 @@ async def test_a_task_starts_at_its_eta_and_not_before(path: Path) -> None:
         assert await worker.drain() == 1
 
 
-@pytest.mark.parametrize("eta", [datetime.now(UTC) - timedelta(hours=1), datetime(1, 1, 1, tzinfo=UTC)], ids=str)
+@pytest.mark.parametrize(
+    "eta", [datetime.now(UTC) - timedelta(hours=1), datetime(1, 1, 1, tzinfo=UTC)], ids=["an hour ago", "the year 1"]
+)
 async def test_a_past_eta_means_now(queue: TaskQueue, backend: SQLiteBackend, path: Path, eta: datetime) -> None:
     """The task is due from the moment at which it was stored, and runs."""
     await queue.enqueue(add, 1, 2, eta=eta)

@@ -121,7 +121,7 @@ def test_plain_tests_need_no_plugin(only_sitq: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        ((), "install pytest-asyncio or anyio"),
+        ((), "install pytest-asyncio or anyio, or make it a plain function that uses sync_task_queue"),
         ((*PYTEST_ASYNCIO, "asyncio_mode=strict"), "mark it with @pytest.mark.asyncio"),
         (ANYIO, "mark it with @pytest.mark.anyio"),
     ],
@@ -166,13 +166,36 @@ def test_nothing_is_left_open(only_sitq: pytest.Pytester) -> None:
     assert result.stdout.str().count("left: []") == 3
 
 
+def test_a_failed_task_is_shown_without_the_machinery(only_sitq: pytest.Pytester) -> None:
+    """Pytest shows the line of the test that drained and the worker's traceback, and nothing of sitq in between."""
+    code = """
+        import asyncio
+
+        def test_sync(sync_task_queue):
+            sync_task_queue.enqueue(divmod, 7, 0)
+            sync_task_queue.drain()
+
+        def test_async(task_queue):
+            async def test():
+                await task_queue.enqueue(divmod, 7, 0)
+                await task_queue.drain()
+            asyncio.run(test())
+    """
+    result = run_pytest(only_sitq, code)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [">*sync_task_queue.drain()", "E*ZeroDivisionError*", "*await task_queue.drain()*", "E*ZeroDivisionError*"]
+    )
+    result.stdout.no_fnmatch_line("*queues.py:*")
+
+
 # The fixtures.
 
 
 async def test_each_test_has_a_fresh_file(task_queue: ManualQueue, task_queue_path: Path) -> None:
-    """The queue is a real file in the test's own folder, and empty."""
+    """The queue is a real file in the test's own folder, and empty; what is enqueued waits there."""
     await task_queue.enqueue(add, 1, 2)
-    assert [row["name"] for row in rows(task_queue_path)] == ["tests.support:add"]
+    assert [(row["name"], row["status"]) for row in rows(task_queue_path)] == [("tests.support:add", "pending")]
 
 
 def test_a_test_may_choose_memory(only_sitq: pytest.Pytester) -> None:
@@ -351,6 +374,7 @@ def test_the_clock_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("advance", -1, ValueError, "at least 0"),
         ("advance", float("nan"), ValueError, "finite"),
+        ("advance", float("inf"), ValueError, "finite"),
         ("advance", timedelta(seconds=-1), ValueError, "at least 0"),
         ("advance", "1", TypeError, "seconds"),
         ("advance_to", datetime(2000, 1, 1, tzinfo=UTC), ValueError, "does not go back"),

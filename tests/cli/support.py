@@ -53,6 +53,11 @@ def wait_for(marker: str) -> str:
     return "waited"
 
 
+async def leave_thread(marker: str) -> None:
+    """A task that leaves a thread behind when it is cancelled."""
+    await asyncio.to_thread(wait_for, marker)
+
+
 async def never() -> None:
     """A task that ends when it is cancelled."""
     await asyncio.Event().wait()

@@ -143,6 +143,7 @@ def test_a_worker_makes_a_missing_file_only_in_a_folder_that_is_there(tmp_path: 
         (["prune", "queue.db", "--older-than", "9999999d"], "a hundred years"),
         (["worker", "queue.db", "--processes", "0"], "--processes"),
         (["worker", "queue.db", "--shutdown-timeout", "soon"], "is not a duration"),
+        (["worker", "queue.db", "--retention", "never"], "is not a duration"),
         (["worker", ":memory:"], "cannot be shared with worker processes"),
     ],
 )

@@ -16,6 +16,7 @@ from tests.cli.support import (
     environment,
     is_running,
     kill_worker,
+    leave_thread,
     never,
     ok,
     run,
@@ -23,6 +24,7 @@ from tests.cli.support import (
     wait_for,
     working,
 )
+from tests.cli.test_trouble import change
 from tests.support import DEADLINE_SECONDS, rows, until
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -177,6 +179,34 @@ async def test_tasks_are_given_back_after_the_shutdown_timeout(path: Path, tmp_p
         assert await worker.ended() == 0
     (row,) = rows(path)
     assert (row["status"], row["attempt"], row["claim"]) == ("pending", 0, None)
+
+
+async def test_a_thread_that_goes_on_does_not_hold_up_the_end(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Who gave a shutdown timeout is not kept waiting by what a task has left behind."""
+    marker = tmp_path / "marker"
+    with working(tmp_path, path, "--shutdown-timeout", "0s") as worker:
+        await queue.enqueue(leave_thread, str(marker))
+        await until(Path(f"{marker}.running").exists)
+        worker.process.terminate()
+        assert await worker.ended() == 0
+    (row,) = rows(path)
+    assert (row["status"], row["attempt"]) == ("pending", 0)
+
+
+@pytest.mark.parametrize(("retention", "kept"), [("0", False), ("forever", True), ("1w", False)])
+async def test_finished_tasks_are_kept_as_long_as_it_is_told(
+    path: Path, tmp_path: Path, queue: TaskQueue, retention: str, kept: bool
+) -> None:
+    """A task of the year 1970 is deleted, unless they are kept for ever."""
+    old = await queue.enqueue(ok)
+    await queue.cancel(old)
+    change(path, "UPDATE tasks SET finished_at = 1")
+    with working(tmp_path, path, "--retention", retention):
+        await result_of(queue, await queue.enqueue(ok))
+        if kept:
+            assert await queue.get_result(old) is not None
+        else:
+            await until(lambda: not rows(path, "SELECT 1 FROM tasks WHERE task_id = ?", old))
 
 
 async def test_tasks_are_imported_from_the_current_folder(path: Path, tmp_path: Path, queue: TaskQueue) -> None:

@@ -14,7 +14,7 @@ from sitq import BackendError, SQLiteBackend, Worker
 
 logger = logging.getLogger(__name__)
 
-EXIT_GRACE_SECONDS = 2.0
+EXIT_GRACE_SECONDS = 1.0
 """How long the interpreter may take to exit after the worker has ended in time."""
 
 
@@ -26,6 +26,7 @@ class ChildSettings:
         path: The queue file.
         concurrency: The tasks that it runs at the same time.
         shutdown_timeout: Seconds to wait for running tasks when it ends; ``None``: all they take.
+        retention: Seconds that finished tasks are kept; ``None`` keeps them for ever.
         quiet: Whether it logs warnings only.
         label: What it is called in the log.
         lifeline: A descriptor that comes to its end when the supervisor ends or dies; ``None``
@@ -35,6 +36,7 @@ class ChildSettings:
     path: str
     concurrency: int
     shutdown_timeout: float | None
+    retention: float | None
     quiet: bool
     label: str = "worker"
     lifeline: int | None = None
@@ -53,12 +55,11 @@ def configure_logging(label: str, *, quiet: bool) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING if quiet else logging.INFO)
 
 
-def add_current_folder() -> str:
+def add_current_folder() -> None:
     """Lets tasks be imported from the current folder, as if Python had been started there."""
     folder = os.getcwd()
-    if folder not in sys.path:
+    if folder not in sys.path:  # where PYTHONSAFEPATH is set
         sys.path.insert(0, folder)
-    return folder
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def main() -> None:
 
 async def _serve(settings: ChildSettings) -> None:
     worker = Worker(
-        SQLiteBackend(settings.path),
+        SQLiteBackend(settings.path, retention=settings.retention),
         max_concurrency=settings.concurrency,
         shutdown_timeout=settings.shutdown_timeout,
     )

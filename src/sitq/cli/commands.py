@@ -30,6 +30,11 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
         raise click.BadParameter(str(error)) from error
 
 
+def retention_seconds(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
+    """Turns the value of an option into seconds, ``forever`` into ``None``."""
+    return None if value == "forever" else seconds(ctx, param, value)
+
+
 PATH = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 IDS = click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -101,8 +106,23 @@ def root() -> None:
     help="Seconds that running tasks get when the worker is to end; then they are given back to "
     "the queue. Without it, as long as they take.",
 )
+@click.option(
+    "--retention",
+    callback=retention_seconds,
+    default="7d",
+    metavar="AGE",
+    show_default=True,
+    help="How long finished tasks are kept, or `forever`.",
+)
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
-def worker(path: Path, concurrency: int, processes: int, shutdown_timeout: float | None, quiet: bool) -> None:
+def worker(
+    path: Path,
+    concurrency: int,
+    processes: int,
+    shutdown_timeout: float | None,
+    retention: float | None,
+    quiet: bool,
+) -> None:
     """Run tasks until SIGTERM or SIGINT (Ctrl-C).
 
     Functions are imported from the installed packages and from the current
@@ -117,7 +137,7 @@ def worker(path: Path, concurrency: int, processes: int, shutdown_timeout: float
         raise click.UsageError("a queue in memory cannot be shared with worker processes: give it a file")
     configure_logging("supervisor", quiet=quiet)
     path = path.absolute()
-    is_new = not path.exists()
+    is_new = not os.path.exists(path)
     folder = os.getcwd()
 
     async def run() -> int:
@@ -129,7 +149,7 @@ def worker(path: Path, concurrency: int, processes: int, shutdown_timeout: float
         finally:
             await backend.close()
         logger.info("%s %s, tasks are imported from %s", "made" if is_new else "working on", path, folder)
-        settings = ChildSettings(str(path), concurrency, shutdown_timeout, quiet)
+        settings = ChildSettings(str(path), concurrency, shutdown_timeout, retention, quiet)
         return await Supervisor(settings, processes).run()
 
     try:
@@ -240,9 +260,9 @@ def cancel(path: Path, task_ids: tuple[str, ...], as_json: bool) -> None:
 def prune(path: Path, older_than: float, as_json: bool) -> None:
     """Delete finished tasks, with their results and errors.
 
-    Workers do the same by themselves once the retention of their backend has
-    passed, which is a week unless told otherwise. The file does not shrink:
-    new tasks use the room.
+    Workers do the same by themselves, for tasks that finished longer ago than
+    their retention, which is a week unless told otherwise. The file does not
+    shrink: new tasks use the room.
     """
     pruned = ask(path, lambda backend: backend.prune(older_than=older_than))
     if as_json:
@@ -291,11 +311,12 @@ def unique(task_ids: Iterable[str]) -> Sequence[str]:
 
 async def refused(backend: Inspectable, task_ids: Iterable[str], done: Iterable[str]) -> Refused:
     """Looks why tasks were left as they are."""
-    left: Refused = {}
-    for task_id in dict.fromkeys(task_ids):
-        if task_id not in set(done):
-            task = await backend.show(task_id)
-            left[task_id] = None if task is None else task.status
+    left: Refused = dict.fromkeys(task_ids)
+    for task_id in done:
+        del left[task_id]
+    for task_id in left:
+        if (task := await backend.show(task_id)) is not None:
+            left[task_id] = task.status
     return left
 
 

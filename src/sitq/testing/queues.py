@@ -49,16 +49,23 @@ class ManualQueue(TaskQueue):
         Raises:
             TaskFailedError: A task failed, and ``check`` is true. All the others were run too.
         """
+        __tracebackhide__ = True  # pytest shows the line of the test, and the worker's traceback
+        finished, failure = await self._drain(max_concurrency)
+        if check and failure is not None:
+            raise failure
+        return finished
+
+    async def _drain(self, max_concurrency: int) -> tuple[int, TaskFailedError | None]:
         await self.__aenter__()  # stays connected: the worker's going must not empty a queue in memory
         backend = _FailureLog(self.backend)
         worker = Worker(cast("Backend", backend), self._serializer, max_concurrency=max_concurrency)
         finished = await worker.drain()
-        if check and backend.failures:
-            first, *others = backend.failures.values()
-            if others:
-                first.add_note(f"{len(others)} more failed: {', '.join(error.task_id for error in others)}")
-            raise first
-        return finished
+        if not backend.failures:
+            return finished, None
+        first, *others = backend.failures.values()
+        if others:
+            first.add_note(f"{len(others)} more failed: {', '.join(error.task_id for error in others)}")
+        return finished, first
 
 
 class ManualSyncQueue(SyncTaskQueue):
@@ -99,7 +106,11 @@ class ManualSyncQueue(SyncTaskQueue):
             TaskFailedError: A task failed, and ``check`` is true.
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(lambda: self._manual.drain(check=check, max_concurrency=max_concurrency))
+        __tracebackhide__ = True
+        finished, failure = self._call(lambda: self._manual._drain(max_concurrency))
+        if check and failure is not None:
+            raise failure
+        return finished
 
 
 class _FailureLog:

@@ -276,9 +276,6 @@ class Connection:
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
-        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
-        if topics:
-            self._announce(topics)
         by_loop: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
         for job in jobs:
             if job.future is None or job.future.cancelled():
@@ -291,6 +288,10 @@ class Connection:
             except RuntimeError:  # the loop is closed: nobody waits there any more
                 for job in delivered:
                     job.abandon()
+        # After the answers: the system call, which others wait for, runs beside the loop that they wake.
+        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
+        if topics:
+            self._announce(topics)
 
     def _take(self) -> list[Job[Any]]:
         """Returns what is queued, up to the second reservation."""

@@ -156,8 +156,9 @@ def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
     first, second = next(pieces, None), next(pieces, None)
     if first is None:
         return frozenset()
+    only_stored = False
     if second is None:
-        _insert(connection, first)
+        only_stored = _insert(connection, first)
     else:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -168,17 +169,22 @@ def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
             if connection.in_transaction:  # a full disk has rolled back already
                 connection.execute("ROLLBACK")
             raise
+    if only_stored:
+        return frozenset()
     notes = frozenset(connection.execute("SELECT kind, key, claim FROM note").fetchall())
     if notes:
         connection.execute("DELETE FROM note")
     return notes
 
 
-def _insert(connection: sqlite3.Connection, rows: list[Row]) -> None:
-    statements = _ENQUEUES if all(row[0] == "enqueue" for row in rows) else _CHANGES
+def _insert(connection: sqlite3.Connection, rows: list[Row]) -> bool:
+    """Carries out up to a statement's worth of changes; whether they only stored tasks."""
+    only_stored = all(row[0] == "enqueue" for row in rows)
+    statements = _ENQUEUES if only_stored else _CHANGES
     count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(rows))]
     rows += [_NO_CHANGE] * (count - len(rows))
     connection.execute(statements[count], list(itertools.chain.from_iterable(rows)))
+    return only_stored
 
 
 def enqueue(now: int, tasks: Sequence[NewTask]) -> Iterator[Row]:
