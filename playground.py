@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import tokenize
 import warnings
 from dataclasses import dataclass
 from functools import partial

@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ async def connected(backend: SQLiteBackend) -> AsyncIterator[SQLiteBackend]:
         yield backend
     finally:
         await backend.close()
+
+
+@contextlib.contextmanager
+def shared_folder(mode: int) -> Iterator[Path]:
+    """A folder that other users can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, mode)
+        yield Path(folder)
+        os.chmod(folder, 0o755)
 
 
 async def run_until(runs: Runs, line: str, gate: Path) -> str:

@@ -66,7 +66,7 @@ def log_plain(runs: Runs, line: object) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Returns when ``condition`` holds; for what another process does, which sends no event."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.01)
 
 

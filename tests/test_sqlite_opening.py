@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from sitq.errors import (
     BackendUnavailableError,
     BackendVersionError,
 )
-from tests.faults import connected, new_task, outside, run_python
+from tests.faults import connected, new_task, outside, run_python, shared_folder
 from tests.support import rows
 
 TOGETHER = 24
@@ -29,10 +28,8 @@ NEXT_STEP = "ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 3"
 @pytest.fixture
 def shared_path() -> Iterator[Path]:
     """A file's place that other users can reach, unlike pytest's own folders."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder, "queue.db")
-        os.chmod(folder, 0o755)
+    with shared_folder(0o755) as folder:
+        yield folder / "queue.db"
 
 
 OPEN_TOGETHER = """

@@ -1,0 +1,196 @@
+"""A commit of another process wakes who waits for it, after it can be seen; with inotify and without."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sitq import SQLiteBackend
+from sitq.backends.sqlite import wake
+from sitq.backends.sqlite.wake import Watchers, touch
+from tests.faults import connected, new_task, shared_folder
+from tests.support import DEADLINE_SECONDS, start_python
+
+NOBODY = 65534
+
+PRODUCE = """
+import asyncio, os, sys
+from sitq import NewTask, SQLiteBackend
+
+async def main():
+    backend = SQLiteBackend(sys.argv[1])
+    if os.geteuid() == 0 and len(sys.argv) > 2:
+        os.setuid(int(sys.argv[2]))
+    await backend.connect()
+    for line in sys.stdin:
+        await backend.enqueue([NewTask(line.strip(), b"")])
+    await backend.close()
+
+asyncio.run(main())
+"""
+
+FINISH = """
+import asyncio, sys
+from sitq import SQLiteBackend
+from sitq.models import Outcome
+
+async def main():
+    backend = SQLiteBackend(sys.argv[1])
+    await backend.connect()
+    sys.stdin.readline()
+    held = (await backend.reserve(1, lease=60, alone=True)).tasks
+    await backend.mark_success([Outcome(task, b"value") for task in held])
+    await backend.close()
+
+asyncio.run(main())
+"""
+
+
+class NoReaders(asyncio.SelectorEventLoop):
+    """An event loop that cannot watch descriptors, as Windows' usual one and some of others' making."""
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Any:
+        """Cannot."""
+        raise NotImplementedError
+
+
+@pytest.fixture(params=["inotify", "no inotify", "no readers"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the file is watched."""
+    if request.param == "no inotify":
+        monkeypatch.setattr(wake, "_inotify", None)
+    elif request.param == "inotify" and sys.platform == "linux":
+        assert wake._inotify is not None
+    return str(request.param)
+
+
+def run(way: str, main: Coroutine[Any, Any, None]) -> None:
+    """Runs ``main`` in a loop that fits."""
+    with asyncio.Runner(loop_factory=NoReaders if way == "no readers" else None) as runner:
+        runner.run(main)
+
+
+async def seen(changed: asyncio.Event, is_there: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    """Looks once for each time that it is woken, until what it waits for is there; never on its own account."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            await changed.wait()
+            changed.clear()
+            if await is_there():
+                return
+
+
+def test_each_task_of_another_process_wakes_a_watcher(path: Path, way: str) -> None:
+    """One after the other, each is found by a look that was asked for after the wake-up."""
+
+    async def main() -> None:
+        changed = asyncio.Event()
+        async with connected(SQLiteBackend(path)) as backend:
+            process = start_python(PRODUCE, path, stdin=-1)
+            assert process.stdin is not None
+            with backend.watch(changed.set):
+                for n in range(30):
+                    process.stdin.write(f"task-{n}\n")
+                    process.stdin.flush()
+
+                    async def is_there(n: int = n) -> bool:
+                        return await backend.get_result(f"task-{n}") is not None
+
+                    await seen(changed, is_there)
+            process.communicate()
+
+    run(way, main())
+
+
+def test_an_outcome_of_another_process_wakes_a_waiter(path: Path, way: str) -> None:
+    """Whoever watches a task is told when it was finished elsewhere."""
+
+    async def main() -> None:
+        changed = asyncio.Event()
+        async with connected(SQLiteBackend(path)) as backend:
+            await backend.enqueue([new_task()])
+            process = start_python(FINISH, path, stdin=-1)
+            assert process.stdin is not None
+
+            async def is_there() -> bool:
+                found = await backend.get_result("task")
+                return found is not None and found.value == b"value"
+
+            with backend.watch(changed.set, task_id="task"):
+                process.stdin.write("\n")
+                process.stdin.flush()
+                await seen(changed, is_there)
+            process.communicate()
+
+    run(way, main())
+
+
+def test_a_wal_file_that_is_made_anew_is_still_watched(path: Path, way: str) -> None:
+    """Deleted, missing for a while, made again: the next commit after that wakes."""
+    wal = f"{path}-wal"
+
+    async def main() -> None:
+        changed = asyncio.Event()
+        with Watchers(wal).watching(changed.set, None):
+            for _ in range(3):
+                with open(wal, "xb") as file:  # noqa: ASYNC230
+                    file.write(b"a commit")
+                touch(wal)
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    await changed.wait()
+                os.unlink(wal)
+                await asyncio.sleep(2 * wake.POLL_SECONDS)
+                changed.clear()
+
+    run(way, main())
+
+
+async def test_a_folder_that_cannot_be_watched_is_looked_at_instead(tmp_path: Path) -> None:
+    """Where the system has no watch to give, a wake-up comes all the same."""
+    wal = tmp_path / "not there yet" / "queue.db-wal"
+    changed = asyncio.Event()
+    with Watchers(str(wal)).watching(changed.set, None):
+        os.mkdir(os.path.dirname(wal))
+        os.close(os.open(wal, os.O_CREAT | os.O_WRONLY))
+        touch(str(wal))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await changed.wait()
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A file's place where other users may write."""
+    with shared_folder(0o777) as folder:
+        yield folder / "queue.db"
+
+
+@pytest.fixture
+async def open_to_all(shared: Path) -> AsyncIterator[SQLiteBackend]:
+    """A backend on a file that its owner has opened to everybody."""
+    async with connected(SQLiteBackend(shared)):
+        pass
+    os.chmod(shared, 0o666)
+    async with connected(SQLiteBackend(shared)) as backend:
+        await backend.enqueue([new_task("mine")])
+        yield backend
+
+
+async def test_a_task_of_another_user_wakes_a_watcher(shared: Path, open_to_all: SQLiteBackend) -> None:
+    """Who may write the file but does not own it cannot set its times, and is heard all the same."""
+    changed = asyncio.Event()
+    process = start_python(PRODUCE, shared, NOBODY, stdin=-1)
+    assert process.stdin is not None
+
+    async def is_there() -> bool:
+        return await open_to_all.get_result("theirs") is not None
+
+    with open_to_all.watch(changed.set):
+        process.stdin.write("theirs\n")
+        process.stdin.flush()
+        await seen(changed, is_there)
+    _, errors = process.communicate()
+    assert errors == ""
