@@ -295,7 +295,7 @@ def prune_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(400)  # a failure takes its time to find the shortest example
-@pytest.mark.parametrize("examples", [50, pytest.param(300, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("examples", [50, pytest.param(200, marks=pytest.mark.storm)])
 def test_any_sequence_of_operations_keeps_to_the_model(examples: int) -> None:
     """Legal transitions only, one live claim for a task, attempts counted, last attempts alone, the spent buried."""
     run_state_machine_as_test(

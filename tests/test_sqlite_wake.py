@@ -53,7 +53,7 @@ asyncio.run(main())
 class NoReaders(asyncio.SelectorEventLoop):
     """An event loop that cannot watch descriptors, as Windows' usual one and some of others' making."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Any:
+    def add_reader[*Ts](self, fd: Any, callback: Callable[[*Ts], object], *args: *Ts) -> None:
         """Cannot."""
         raise NotImplementedError
 

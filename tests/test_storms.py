@@ -51,7 +51,7 @@ async def test_killers_are_failed_and_their_neighbours_succeed(path: Path, runs:
     await show(storms.killer_storm(path, runs, **size))
 
 
-@sizes({"kills": 10}, {"kills": 150})
+@sizes({"kills": 10}, {"kills": 100})
 async def test_producers_that_are_killed_store_all_they_acknowledged(
     path: Path, runs: Runs, size: dict[str, Any]
 ) -> None:
@@ -59,7 +59,7 @@ async def test_producers_that_are_killed_store_all_they_acknowledged(
     await show(storms.producer_storm(path, runs, **size))
 
 
-@sizes({"rounds": 9}, {"rounds": 90})
+@sizes({"rounds": 9}, {"rounds": 60})
 async def test_a_file_that_is_sick_again_and_again_loses_nothing(path: Path, runs: Runs, size: dict[str, Any]) -> None:
     """Locks, moves and frozen workers: every task that was acknowledged is a success, and no other is there."""
     await show(storms.sick_file_storm(path, runs, **size))
