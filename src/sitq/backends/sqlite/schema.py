@@ -75,7 +75,13 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     """
     # What is refused is left as it is: SQLite would empty its -wal file on closing.
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
-    version = _checked_version(connection, path)
+    # One snapshot: between two reads, another process may have made the file sitq's.
+    connection.execute("BEGIN")
+    try:
+        version = _checked_version(connection, path)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
     if path != ":memory:":
         _switch_to_wal(connection, path)
