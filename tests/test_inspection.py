@@ -127,7 +127,7 @@ async def test_a_waiter_learns_of_the_cancellation(queue: TaskQueue) -> None:
     await queue.cancel(task_id)
     result = await waiting
     assert result is not None
-    with pytest.raises(TaskCancelledError, match=f"^task {task_id} was cancelled before it was run$") as caught:
+    with pytest.raises(TaskCancelledError, match=f"^task {task_id} was cancelled while it waited to be run$") as caught:
         result.unwrap()
     assert caught.value.task_id == task_id
     assert caught.value.traceback is None

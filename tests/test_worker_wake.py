@@ -52,8 +52,9 @@ async def test_a_task_of_the_same_process_wakes_an_idle_worker(
 async def test_tasks_enqueued_together_are_all_run(telling: TellingBackend, idle: Worker) -> None:
     """Concurrent callers and a batch larger than the worker wake it for all of their tasks."""
     async with TaskQueue(telling) as queue:
-        many = queue.enqueue_many(partial(add, n, 1) for n in range(50))
-        ids, *single = await asyncio.gather(many, *(queue.enqueue(add, n, 2) for n in range(50)))
+        many = asyncio.create_task(queue.enqueue_many(partial(add, n, 1) for n in range(50)))
+        single = await asyncio.gather(*(queue.enqueue(add, n, 2) for n in range(50)))
+        ids = await many
         assert [await value(queue, id_) for id_ in ids] == [n + 1 for n in range(50)]
         assert [await value(queue, id_) for id_ in single] == [n + 2 for n in range(50)]
 
@@ -68,6 +69,17 @@ async def test_last_attempts_and_others_are_all_run_by_one_wake(
     for n, (queue, task_id) in enumerate(zip(queues, ids, strict=True)):
         assert await value(queue, task_id) == 2 * n
         await queue.close()
+
+
+async def test_a_last_attempt_is_run_when_its_worker_has_become_empty(telling: TellingBackend, idle: Worker) -> None:
+    """One that has to be left, because another task is running, is taken as soon as that one has finished."""
+    async with TaskQueue(telling) as queue, TaskQueue(telling, max_attempts=1) as last:
+        with gate() as here:
+            await queue.enqueue(wait_at, "gate")
+            await here.arrived()
+            task_id = await last.enqueue(add, 1, 2)
+            assert await last.get_result(task_id, timeout=0) is None
+        assert await value(last, task_id) == 3
 
 
 async def test_a_task_of_another_thread_wakes_an_idle_worker(telling: TellingBackend, idle: Worker) -> None:

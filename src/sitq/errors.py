@@ -5,7 +5,7 @@
     SitqError
     ├── SerializationError            a call or a value cannot be turned into bytes, or back
     ├── TaskFailedError               raised by Result.unwrap() for a task that failed
-    │   └── TaskCancelledError        the task was cancelled before it was run
+    │   └── TaskCancelledError        the task was cancelled while it waited to be run
     └── BackendError                  the store did not do what was asked
         ├── BackendUnavailableError   busy, full or away: try again later
         ├── BackendReadOnlyError      cannot be written by this process
@@ -45,17 +45,19 @@ class TaskFailedError(SitqError):
 
 
 class TaskCancelledError(TaskFailedError):
-    """A task was cancelled before it was run, and its result was asked for.
+    """A task was cancelled while it waited to be run, and its result was asked for.
 
     A :class:`TaskFailedError`, for what the caller learns is the same: there is no value, and none
     will come. Code that catches that one needs no second branch.
     """
 
-    def __init__(self, task_id: str, error: str = "cancelled before it was run", traceback: str | None = None) -> None:
+    def __init__(
+        self, task_id: str, error: str = "cancelled while it waited to be run", traceback: str | None = None
+    ) -> None:
         super().__init__(task_id, error, traceback)
 
     def __str__(self) -> str:
-        return f"task {self.task_id} was cancelled before it was run"
+        return f"task {self.task_id} was cancelled while it waited to be run"
 
 
 class BackendError(SitqError):

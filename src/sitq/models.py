@@ -179,7 +179,7 @@ class Result[T]:
 
         Raises:
             TaskFailedError: The task failed; the error carries the remote traceback.
-            TaskCancelledError: The task was cancelled before it was run.
+            TaskCancelledError: The task was cancelled while it waited to be run.
             RuntimeError: The task is not finished.
         """
         if self.status == "success":

@@ -14,7 +14,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
 from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq.cli.commands import root
 from tests.support import DEADLINE_SECONDS, ROOT, until
 
 TASKS = "tests.cli.support"
@@ -175,6 +178,13 @@ def run_in_terminal(*arguments: object) -> tuple[int, str]:
             while piece := os.read(leader, 65536):
                 output += piece
         return process.wait(), without_codes(output.decode())
+
+
+def ask_here(*arguments: object) -> str:
+    """The same in this process, which takes a tenth of the time."""
+    result = CliRunner().invoke(root, [*map(str, arguments)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
 
 
 MODULE = (sys.executable, "-m", "sitq")

@@ -12,7 +12,7 @@ from sitq import CloudpickleSerializer
 from sitq.backends.inspect import Finding, PayloadFormat
 from sitq.backends.sqlite import examination
 from sitq.cli.doctor import payloads
-from tests.cli.support import Filled, ask, run
+from tests.cli.support import Filled, ask, ask_here, run
 from tests.cli.test_trouble import change, damage
 
 MINE = "sitq-1 cpython-3.13 cloudpickle-3.1.2"
@@ -210,8 +210,8 @@ def test_a_finding_without_advice_needs_none() -> None:
 def test_advice_stands_below_what_was_found(filled: Filled) -> None:
     """In the text for people."""
     filled.path.chmod(0o644)
-    lines = ask("doctor", filled.path).splitlines()
+    lines = ask_here("doctor", filled.path).splitlines()
     (number,) = [n for n, line in enumerate(lines) if "every user can read it" in line]
     assert lines[number].startswith("note ")
     assert lines[number + 1].strip().startswith("→ chmod 600")
-    assert json.loads(ask("doctor", filled.path, "--json"))["healthy"] is True
+    assert json.loads(ask_here("doctor", filled.path, "--json"))["healthy"] is True

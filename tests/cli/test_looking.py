@@ -7,7 +7,7 @@ import pytest
 
 from sitq import SQLiteBackend
 from sitq.backends.inspect import Counts, TaskDetails, TaskInfo
-from tests.cli.support import Filled, ask, run, run_in_terminal
+from tests.cli.support import Filled, ask, ask_here, run, run_in_terminal
 from tests.support import rows
 
 COUNTS = {"pending": 2, "in_progress": 0, "success": 1, "failed": 2, "cancelled": 1}
@@ -49,7 +49,7 @@ def test_status_counts_the_tasks(filled: Filled) -> None:
 
 def test_status_in_json(filled: Filled) -> None:
     """The keys are the documented ones, and the numbers those of the file."""
-    found = json.loads(ask("status", filled.path, "--json"))
+    found = json.loads(ask_here("status", filled.path, "--json"))
     assert list(found) == ["path", "file_bytes", *COUNT_KEYS]
     assert found["path"] == str(filled.path)
     assert found["file_bytes"] == filled.path.stat().st_size
@@ -71,20 +71,22 @@ def test_list_shows_the_newest_first(filled: Filled) -> None:
         "success",
     ]
     assert "ConnectionError: the mail was refused" in [line.strip() for line in lines]
-    assert " in 4h " in lines[2]
+    assert " in 5h " in lines[2]
 
 
 def test_list_takes_a_status_and_a_limit(filled: Filled) -> None:
     """Only tasks of that status, and no more than that."""
-    failed = json.loads(ask("list", filled.path, "--status", "failed", "--json"))
+    failed = json.loads(ask_here("list", filled.path, "--status", "failed", "--json"))
     assert {task["task_id"] for task in failed} == {filled.failed, filled.coloured}
-    assert [task["task_id"] for task in json.loads(ask("list", filled.path, "--limit", 2, "--json"))] == filled.ids[:2]
-    assert ask("list", filled.path, "--status", "in_progress") == "no tasks\n"
+    assert [
+        task["task_id"] for task in json.loads(ask_here("list", filled.path, "--limit", 2, "--json"))
+    ] == filled.ids[:2]
+    assert ask_here("list", filled.path, "--status", "in_progress") == "no tasks\n"
 
 
 def test_list_in_json(filled: Filled) -> None:
     """The keys are the documented ones, moments are ISO 8601 in UTC, what there is not is null."""
-    tasks = json.loads(ask("list", filled.path, "--json"))
+    tasks = json.loads(ask_here("list", filled.path, "--json"))
     assert all(list(task) == LIST_KEYS for task in tasks)
     (failed,) = [task for task in tasks if task["task_id"] == filled.failed]
     assert failed["error"] == "ConnectionError: the mail was refused"
@@ -108,7 +110,7 @@ def test_show_tells_everything_about_a_failure(filled: Filled) -> None:
 
 def test_show_in_json(filled: Filled) -> None:
     """The keys are the documented ones; a task that is not due yet has neither run nor failed."""
-    found = json.loads(ask("show", filled.path, filled.scheduled, "--json"))
+    found = json.loads(ask_here("show", filled.path, filled.scheduled, "--json"))
     assert list(found) == SHOW_KEYS
     assert (found["status"], found["attempt"], found["started_at"], found["traceback"]) == ("pending", 0, None, None)
     (row,) = rows(filled.path, "SELECT length(payload) AS size, format FROM tasks WHERE task_id = ?", filled.scheduled)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskCancelledError, TaskQueue, Worker
-from tests.cli.support import Filled, ask, refuse, run
+from tests.cli.support import Filled, ask, ask_here, refuse, run
 from tests.support import rows
 
 
@@ -50,7 +50,7 @@ def test_every_failed_task_is_retried(filled: Filled) -> None:
     found = json.loads(ask("retry", filled.path, "--failed", "--json"))
     assert found == {"retried": [filled.failed, filled.coloured], "refused": []}
     assert statuses(filled)[filled.cancelled] == "cancelled"
-    assert ask("retry", filled.path, "--failed") == "retried 0 tasks\n"
+    assert ask_here("retry", filled.path, "--failed") == "retried 0 tasks\n"
 
 
 async def test_a_retried_task_is_run_by_a_worker_that_waits(path: Path) -> None:
@@ -75,7 +75,7 @@ def test_cancel_finishes_waiting_tasks(filled: Filled) -> None:
     with SyncTaskQueue(SQLiteBackend(filled.path)) as queue:
         result = queue.get_result(filled.waiting)
     assert result is not None
-    with pytest.raises(TaskCancelledError, match=f"task {filled.waiting} was cancelled before it was run"):
+    with pytest.raises(TaskCancelledError, match=f"task {filled.waiting} was cancelled while it waited to be run"):
         result.unwrap()
 
 
@@ -119,7 +119,7 @@ async def test_who_waits_for_a_cancelled_task_is_woken(path: Path) -> None:
 
 def test_prune_deletes_what_finished_long_ago(filled: Filled) -> None:
     """Finished tasks older than that, and no others."""
-    assert ask("prune", filled.path, "--older-than", "1h") == "pruned 0 tasks\n"
+    assert ask_here("prune", filled.path, "--older-than", "1h") == "pruned 0 tasks\n"
     assert json.loads(ask("prune", filled.path, "--older-than", "0", "--json")) == {"pruned": 4}
     assert set(statuses(filled)) == {filled.waiting, filled.scheduled}
 
@@ -130,6 +130,6 @@ def test_a_command_prunes_nothing_by_itself(filled: Filled) -> None:
     with connection:
         connection.execute("UPDATE tasks SET finished_at = 1 WHERE finished_at IS NOT NULL")
     connection.close()
-    ask("list", filled.path)
-    ask("retry", filled.path, filled.failed)
+    ask_here("list", filled.path)
+    ask_here("retry", filled.path, filled.failed)
     assert len(rows(filled.path)) == 6

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sitq.cli.commands import root
-from tests.cli.support import Filled, environment, run
+from tests.cli.support import MODULE, Filled, environment, run
 from tests.scripts import run_script
-from tests.support import start_python
+from tests.support import DEADLINE_SECONDS, start_python
 
 COMMANDS: dict[str, list[str]] = {
     "status": [],
@@ -192,6 +192,25 @@ def test_a_missing_package_is_one_line(tmp_path: Path, missing: str) -> None:
     assert (process.returncode, output) == (1, "")
     assert errors.count("\n") == 1
     assert "pip install './sitq[cli]'" in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_the_output_is_one_line(filled: Filled, unbuffered: str, options: list[str]) -> None:
+    """What was asked for could not be written: status 1, and no traceback, at the exit neither."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*MODULE, "list", str(filled.path), *options],
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+        )
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert "No space left" in ended.stderr
 
 
 def test_a_missing_module_of_another_kind_is_not_hidden() -> None:

@@ -99,12 +99,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
     [
         (-1, "0s"),
         (0.4, "0s"),
-        (119.9, "119s"),
+        (119.4, "119s"),
         (120, "2m"),
-        (7199, "119m"),
+        (7199, "120m"),
         (7200, "2h"),
-        (172_799, "47h"),
-        (1e6, "11d"),
+        (172_799, "48h"),
+        (1e6, "12d"),
     ],
 )
 def test_durations_are_written_in_one_unit(seconds: float, text: str) -> None:

@@ -6,6 +6,7 @@ import pickle
 import random
 import signal
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -172,6 +173,11 @@ async def producer_storm(path: Path, runs: Runs, *, kills: int) -> Figures:
     return Figures(len(found), killed)
 
 
+def have_run(runs: Runs, pids: Iterable[int]) -> bool:
+    """Whether each of the processes has run a task."""
+    return {line.split()[2] for line in runs.lines()} >= {str(pid) for pid in pids}
+
+
 async def sick_file_storm(path: Path, runs: Runs, *, rounds: int) -> Figures:
     """The file is locked, or known by another name, for longer than anyone waits, and workers are frozen."""
     numbers: dict[str, int] = {}
@@ -181,7 +187,10 @@ async def sick_file_storm(path: Path, runs: Runs, *, rounds: int) -> Figures:
         with fleet(path, "serve", **settings) as workers:
             numbers |= await enqueue_work(queue, runs, range(200), 0.02)
             workers.start(2)
-            await until(runs.lines)
+            # Both, before anything happens to the file: a worker that cannot open it ends with an error.
+            while not have_run(runs, workers.pids):
+                numbers |= await enqueue_work(queue, runs, range(len(numbers), len(numbers) + 100), 0.02)
+                await until(lambda: have_run(runs, workers.pids) or not live(path))
             for n in range(rounds):
                 if live(path) < 200:
                     numbers |= await enqueue_work(queue, runs, range(len(numbers), len(numbers) + 100), 0.02)

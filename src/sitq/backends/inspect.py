@@ -71,7 +71,7 @@ class Counts:
         in_progress: Tasks that were reserved and have no outcome yet.
         success: Tasks that returned a value.
         failed: Tasks that raised, or whose attempts are spent.
-        cancelled: Tasks that were cancelled before they were run.
+        cancelled: Tasks that were cancelled while they waited.
         scheduled: How many of ``pending`` are not due yet.
         abandoned: How many of ``in_progress`` have lost their lease, and no worker took them over.
         oldest_waiting: For how many seconds the oldest due task of ``pending`` has been due;

@@ -3,13 +3,14 @@
 It needs the extra ``cli`` (click and rich). ``import sitq`` never imports it.
 """
 
+import os
 import sys
 
 NEEDED = frozenset({"click", "rich"})
 
 
 def main() -> None:
-    """Runs the command line; says in one line what is missing where the extra is not installed."""
+    """Runs the command line; a missing package and a full disk behind the output are said in one line."""
     try:
         from sitq.cli.commands import root
     except ModuleNotFoundError as error:
@@ -19,4 +20,9 @@ def main() -> None:
             f"sitq: the command line needs {error.name}, which is not installed: "
             "pip install './sitq[cli]' in the folder that holds the checkout"
         )
-    root(prog_name="sitq")
+    try:
+        root(prog_name="sitq")
+    except OSError as error:
+        # What could not be written must not be tried again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"Error: {error}")

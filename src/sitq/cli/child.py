@@ -101,7 +101,7 @@ def _stopped_with_supervisor(worker: Worker, lifeline: int | None) -> Iterator[N
 
     def on_end() -> None:
         loop.remove_reader(lifeline)
-        logger.info("the supervisor ends, or is gone")
+        logger.info("ending with the supervisor")
         stopping.append(loop.create_task(worker.stop()))
 
     loop.add_reader(lifeline, on_end)

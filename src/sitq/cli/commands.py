@@ -169,7 +169,7 @@ def status(path: Path, as_json: bool) -> None:
     if as_json:
         render.show_json({"path": os.path.realpath(path), "file_bytes": size, **render.as_json(counts)})
     else:
-        render.show(f"{path}   {size / 2**20:.1f} MiB", "", render.counts(counts))
+        render.show(f"{path}   {render.file_size(size)}", "", render.counts(counts))
 
 
 @root.command("list")

@@ -24,5 +24,5 @@ def format_duration(seconds: float) -> str:
     seconds = max(seconds, 0)
     for unit, below in (("s", 120), ("m", 120 * 60), ("h", 48 * 3600)):
         if seconds < below:
-            return f"{int(seconds / UNIT_SECONDS[unit])}{unit}"
-    return f"{int(seconds / UNIT_SECONDS['d'])}d"
+            return f"{seconds / UNIT_SECONDS[unit]:.0f}{unit}"
+    return f"{seconds / UNIT_SECONDS['d']:.0f}d"

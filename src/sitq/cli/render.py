@@ -64,6 +64,11 @@ def printable(text: str) -> str:
     )
 
 
+def file_size(size: int) -> str:
+    """Returns a number of bytes in the largest unit that still says something."""
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
 def counts(found: Counts) -> RenderableType:
     """The number of tasks of each status, and what there is to say about them."""
     table = Table.grid(padding=(0, 2))
