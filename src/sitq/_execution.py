@@ -122,7 +122,9 @@ def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outco
         message = f"<str() of the exception raised {type(reason).__name__}>"
     try:
         # From the task's own frame on: the reader is not interested in ours.
-        where = error.__traceback__.tb_next if error.__traceback__ else None
+        where = error.__traceback__
+        while where is not None and where.tb_next and where.tb_frame.f_globals.get("__name__", "").startswith("sitq."):
+            where = where.tb_next
         formatted = "".join(traceback.format_exception(type(error), error, where))
     except BaseException:
         formatted = None
