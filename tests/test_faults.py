@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -310,3 +312,21 @@ async def test_a_row_of_anothers_making_does_not_stop_its_neighbours(
             with contextlib.suppress(BackendError):
                 await queue.get_result(strange, timeout=1)
     assert {line: count for line, count in runs.count().items() if line != "strange"} == dict.fromkeys("01234", 1)
+
+
+async def test_a_file_that_is_deleted_while_an_enqueue_waits_for_its_lock_takes_no_acknowledgement(path: Path) -> None:
+    """The commit goes into a file without a name, and the caller learns that it is away."""
+    begun = threading.Event()
+
+    def clock() -> float:
+        begun.set()  # asked at the beginning of each hop, before the lock is
+        return time.time()
+
+    async with connected(SQLiteBackend(path, clock=clock)) as backend:
+        with write_lock(path):
+            begun.clear()
+            storing = asyncio.ensure_future(backend.enqueue([new_task()]))
+            assert await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+            os.unlink(path)
+        with pytest.raises(BackendUnavailableError, match="not there any more"):
+            await storing

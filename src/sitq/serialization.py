@@ -18,8 +18,6 @@ BY_VALUE_MARK = b"\x8c\x17cloudpickle.cloudpickle"
 """How a pickle names the module that rebuilds what was carried by value (SHORT_BINUNICODE)."""
 
 MAIN_MODULE = b"_main__"  # __main__, and __mp_main__ in a child of multiprocessing
-SHORTEST_REFERENCE = 16
-"""Bytes that a pickle with a reference into __main__ has at least; None has 4."""
 
 
 @runtime_checkable
@@ -91,7 +89,7 @@ class CloudpickleSerializer:
             except Exception:
                 pass  # cloudpickle decides, and its error is the one that is shown
             else:
-                if len(data) < SHORTEST_REFERENCE or MAIN_MODULE not in data:
+                if MAIN_MODULE not in data:
                     return data
         carried: bytes = _cloudpickle().dumps(value, PICKLE_PROTOCOL)
         return carried

@@ -34,7 +34,7 @@ class Worker:
         poll_interval: Seconds between two looks for due tasks where nothing woke the worker: the
             safety net only.
         batch_size: The most tasks that one reservation takes; ``None`` means as many as there are
-            free slots.
+            free slots, which a worker with many slots takes in two halves.
         lease: Seconds after which another worker may take a task that this one no longer renews.
         shutdown_timeout: Seconds that :meth:`stop` waits for running tasks before it cancels them
             and gives them back; ``None`` waits for as long as they take.

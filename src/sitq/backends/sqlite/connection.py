@@ -15,41 +15,12 @@ import aiosqlite
 
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import Notes, Row, apply, install
-from sitq.errors import (
-    BackendCorruptError,
-    BackendError,
-    BackendReadOnlyError,
-    BackendUnavailableError,
-)
+from sitq.backends.sqlite.translation import translate
+from sitq.errors import BackendError, BackendReadOnlyError, BackendUnavailableError
 
 type Durability = Literal["enqueue", "full", "normal"]
 
 CACHED_STATEMENTS = 128
-
-_AGAIN = "nothing was changed; try again later"
-_ERRORS: dict[int, tuple[type[BackendError], str]] = {
-    sqlite3.SQLITE_BUSY: (
-        BackendUnavailableError,
-        f"another connection holds the write lock for longer than the busy timeout; {_AGAIN}",
-    ),
-    sqlite3.SQLITE_LOCKED: (BackendUnavailableError, f"it is locked; {_AGAIN}"),
-    sqlite3.SQLITE_FULL: (BackendUnavailableError, f"the disk is full; make room: {_AGAIN}"),
-    sqlite3.SQLITE_IOERR: (BackendUnavailableError, f"the disk reports an error; {_AGAIN}"),
-    sqlite3.SQLITE_CANTOPEN: (
-        BackendUnavailableError,
-        "it cannot be opened; check that its folder exists and that this user may write there",
-    ),
-    sqlite3.SQLITE_READONLY: (
-        BackendReadOnlyError,
-        "it is read-only; give this user the right to write the file and its folder",
-    ),
-    sqlite3.SQLITE_PERM: (BackendReadOnlyError, "access is denied; check the file's mode"),
-    sqlite3.SQLITE_CORRUPT: (
-        BackendCorruptError,
-        "it is damaged; stop its users, keep a copy, and restore a backup or run `.recover`",
-    ),
-    sqlite3.SQLITE_NOTADB: (BackendCorruptError, "it is not a SQLite database; check the path"),
-}
 
 _forks = 0
 
@@ -61,13 +32,6 @@ def _count_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
-
-
-def translate(error: sqlite3.Error, path: str) -> BackendError:
-    """Returns the error of sitq's that tells a caller what to do about one of SQLite's."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    kind, advice = _ERRORS.get(code, (BackendError, "SQLite refused a statement of sitq's"))
-    return kind(f"{path}: {advice} ({error})")
 
 
 class Job[T]:
@@ -330,6 +294,8 @@ class Connection:
                 else:
                     self._run_alone(job, now)
             return
+        if synced:
+            self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
         for job in jobs:
             try:
                 job.result = job.read(connection, now, notes)
