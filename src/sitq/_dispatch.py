@@ -65,8 +65,9 @@ class Dispatcher:
         self._asked_alone = False  # and whether one of them may bring a last attempt
         self._given_back: list[ReservedTask] = []
         self._wakeup = asyncio.Event()
-        self._recorder = Recorder(backend, self._recorded, self._wakeup.set)
+        self._recorder = Recorder(backend, self._recorded)
         self._look = True  # another look may find something
+        self._taking = False
         self._saturated = False  # the latest look brought all that it asked for
         self._look_at = self._loop.time() + settings.poll_interval
         self._watch = contextlib.ExitStack()
@@ -101,19 +102,10 @@ class Dispatcher:
         with self._watch:
             while not self._stopping and self._error is None:
                 self._wakeup.clear()
-                self._recorder.flush()
-                limit = self._free_slots()
-                # A second reservation beside one that is under way, but not beside a last attempt.
-                beside = self._saturated and not self._asked_alone
-                if limit and (self._look or self._saturated) and self._reserving <= beside:
-                    self._look = False
-                    reservation = asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
-                    self._reservations.add(reservation)  # the loop itself keeps only a weak reference
-                    reservation.add_done_callback(self._reservations.discard)
-                elif until_empty and not (self._held or self._look or self._reserving):
+                limit = self._advance()
+                if until_empty and not (self._held or self._look or self._reserving):
                     return
-                else:
-                    await self._sleep(limit)
+                await self._sleep(limit)
         if self._error is not None:
             raise self._error
 
@@ -135,6 +127,20 @@ class Dispatcher:
         await self._renewer.stop()
         self._threads.close()
 
+    def _advance(self) -> int:
+        """Hands on what has finished and asks for more, as far as there is room; returns the room that is left."""
+        self._recorder.flush()
+        while limit := self._free_slots():
+            # A second reservation beside one that is under way, but not beside a last attempt.
+            beside = self._saturated and not self._asked_alone
+            if not (self._look or self._saturated) or self._reserving > beside:
+                break
+            self._look = False
+            reservation = asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
+            self._reservations.add(reservation)  # the loop itself keeps only a weak reference
+            reservation.add_done_callback(self._reservations.discard)
+        return limit
+
     def _free_slots(self) -> int:
         """Returns how many tasks may be taken now."""
         if self._lone is not None or (self._held and self._loop.time() < self._quiet_until):
@@ -149,23 +155,28 @@ class Dispatcher:
         self._reserving += 1
         self._asked_for += limit
         try:
-            reservation = await self._backend.reserve(limit, lease=self._settings.lease, alone=alone)
+            try:
+                reservation = await self._backend.reserve(limit, lease=self._settings.lease, alone=alone)
+            finally:
+                self._reserving -= 1
+                self._asked_for -= limit
+                self._asked_alone = False
+            try:
+                self._take(reservation, limit, alone, before)
+                # At once: a turn of the loop later, the backend would have been idle for as long.
+                if not self._stopping:
+                    self._advance()
+            except Exception as error:
+                self._error = error  # a backend that breaks its contract: end, and say so
         except Exception as error:
             self._saturated = False
             if self._until_empty:
                 self._error = error
             else:
                 self._back_off(error)
-            return
         finally:
-            self._reserving -= 1
-            self._asked_for -= limit
-            self._asked_alone = False
-            self._wakeup.set()
-        try:
-            self._take(reservation, limit, alone, before)
-        except Exception as error:
-            self._error = error  # a backend that breaks its contract: end, and say so
+            if not self._reserving:  # else the next one will come back here
+                self._wakeup.set()
 
     def _take(self, reservation: Reservation, limit: int, alone: bool, before: float) -> None:
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -176,8 +187,10 @@ class Dispatcher:
             return
         if reservation.tasks:
             logger.debug("reserved %d tasks", len(reservation.tasks))
+            self._taking = True
             for task in reservation.tasks:
                 self._start(HeldTask(task, before))
+            self._taking = False
         self._plan(reservation, limit, alone)
 
     def _plan(self, reservation: Reservation, limit: int, alone: bool) -> None:
@@ -224,7 +237,8 @@ class Dispatcher:
         if held not in self._held:
             return  # it was given back while it ignored its cancellation
         self._running -= 1
-        self._wakeup.set()
+        if not self._taking:
+            self._wakeup.set()
         self._look |= self._until_empty  # it may have enqueued others
         if outcome.error is not None and self._was_cancelled():
             self._give_back(held)
@@ -253,7 +267,9 @@ class Dispatcher:
             self._drop(held)
         if self._last_waiting and not self._held:
             self._look = True
-        self._wakeup.set()
+        # A reservation that is under way looks after the rest.
+        if self._recorder.behind or not self._reserving:
+            self._wakeup.set()
 
     def _drop(self, held: HeldTask) -> None:
         self._held.discard(held)

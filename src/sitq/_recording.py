@@ -23,19 +23,16 @@ class Recorder:
 
     Args:
         backend: Where they are recorded.
-        on_recorded: Called with the tasks that need not be held any more.
-        on_change: Called when there may be room for another batch.
+        on_recorded: Called with the tasks that need not be held any more; there may be room for another batch.
     """
 
-    def __init__(
-        self, backend: Backend, on_recorded: Callable[[Iterable[HeldTask]], None], on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, backend: Backend, on_recorded: Callable[[Iterable[HeldTask]], None]) -> None:
         self._backend = backend
         self._on_recorded = on_recorded
-        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[HeldTask, Outcome]] = []
         self._batches: set[asyncio.Task[None]] = set()
+        self._under_way = 0  # batches that are not recorded yet
         self._refused = 0  # outcomes that the backend has refused so far
         self._give_up_at: float | None = None
 
@@ -47,7 +44,7 @@ class Recorder:
     @property
     def idle(self) -> bool:
         """Whether everything is recorded, or given up."""
-        return not (self._waiting or self._batches)
+        return not (self._waiting or self._under_way)
 
     def add(self, held: HeldTask, outcome: Outcome) -> None:
         """Takes an outcome; :meth:`flush` hands it on."""
@@ -55,21 +52,17 @@ class Recorder:
 
     def flush(self) -> None:
         """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
-        if self._waiting and len(self._batches) < MOST_BATCHES:
+        if self._waiting and self._under_way < MOST_BATCHES:
             batch, self._waiting = self._waiting, []
             # Eager: it is in the backend's queue before the reservation that follows.
+            self._under_way += 1
             task = asyncio.Task(self._record(batch), loop=self._loop, eager_start=True)
-            if not task.done():
-                self._batches.add(task)
-                task.add_done_callback(self._end)
+            self._batches.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._batches.discard)
 
     def give_up_after(self, seconds: float) -> None:
         """Tries no longer than that; what is not recorded then will run again."""
         self._give_up_at = time.monotonic() + seconds
-
-    def _end(self, batch: asyncio.Task[None]) -> None:
-        self._batches.discard(batch)
-        self._on_change()
 
     async def _record(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
         outcomes = [outcome for _, outcome in batch]
@@ -88,13 +81,14 @@ class Recorder:
                     logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
-            self._on_recorded(held for held, _ in batch)
         except asyncio.CancelledError:
             # The loop ends, and nobody stopped the worker: its end has the last word.
             self._waiting[:0] = batch
             raise
         finally:
             self._refused -= refused
+            self._under_way -= 1
+        self._on_recorded(held for held, _ in batch)
 
     async def _mark(self, outcomes: list[Outcome]) -> Iterable[ReservedTask]:
         failures = [outcome for outcome in outcomes if outcome.error is not None]

@@ -56,7 +56,7 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """Returns integer microseconds since 1970 UTC as an aware datetime."""
-    return EPOCH + timedelta(0, 0, micros)
+    return EPOCH + micros * MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ PLACEHOLDER = type(getattr(functools, "Placeholder", ...))  # Python 3.14: such 
 BY_VALUE_MARK = b"\x8c\x17cloudpickle.cloudpickle"
 """How a pickle names the module that rebuilds what was carried by value (SHORT_BINUNICODE)."""
 
+REFERENCE_FREE = frozenset({type(None), bool, int, float, str, bytes})
+"""What names no module, so that pickle alone decides."""
+
 MAIN_MODULE = b"_main__"  # __main__, and __mp_main__ in a child of multiprocessing
 
 
@@ -80,6 +83,8 @@ class CloudpickleSerializer:
 
     def dumps(self, value: Any) -> bytes:
         """Returns ``value`` pickled, by reference where possible, else by value."""
+        if type(value) in REFERENCE_FREE:
+            return pickle.dumps(value, PICKLE_PROTOCOL)
         cloudpickle = sys.modules.get("cloudpickle")
         if cloudpickle is None or not cloudpickle.list_registry_pickle_by_value():
             # pickle takes a tenth of cloudpickle's time, and gives up on what is not importable. The

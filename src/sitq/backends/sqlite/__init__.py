@@ -201,22 +201,17 @@ class SQLiteBackend(Inspection):
             if self._prunes_now():
                 yield statements.prune(now, self._keep_after(now))
 
-        def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> Reservation:
+        def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> statements.Found:
             if self._prunes_now() and not self._may_prune(connection, now):
                 self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-            reservation = statements.reserved(connection, now, limit, claim, until, notes)
-            self._more_is_due = len(reservation.tasks) == limit
-            return reservation
+            found = statements.reserved(connection, now, limit, claim, until, notes)
+            self._more_is_due = len(found.rows) == limit
+            return found
 
-        return await self._connected().call(
-            Job(
-                read,
-                changes,
-                wanted=wanted,
-                announce=lambda reservation: reservation.buried,
-                on_abandoned=self._give_back,
-            )
+        found = await self._connected().call(
+            Job(read, changes, wanted=wanted, announce=lambda found: found.buried, on_abandoned=self._give_back)
         )
+        return statements.to_reservation(found)
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
@@ -277,10 +272,10 @@ class SQLiteBackend(Inspection):
         if self._wal_path is not None:
             touch(self._wal_path)
 
-    def _give_back(self, reservation: Reservation) -> None:
-        if reservation.tasks:
+    def _give_back(self, found: statements.Found) -> None:
+        if found.rows:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
-                self._connected().post(self._releasing(reservation.tasks))
+                self._connected().post(self._releasing(statements.to_reservation(found).tasks))
 
     def _prunes_now(self) -> bool:
         return self._retention is not None and time.monotonic() >= self._prune_at

@@ -16,6 +16,7 @@ import aiosqlite
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import Notes, Row, apply, install
 from sitq.backends.sqlite.translation import translate
+from sitq.backends.sqlite.writeback import Writeback
 from sitq.errors import BackendError, BackendReadOnlyError, BackendUnavailableError
 
 type Durability = Literal["enqueue", "full", "normal"]
@@ -116,6 +117,7 @@ class Connection:
         self._closed = False
         self._forks = _forks
         self._synchronous = ""
+        self._writeback = Writeback(f"{path}-wal") if path != ":memory:" and hasattr(os, "fdatasync") else None
         self._identity: tuple[int, int] | None = None
 
     async def open(self) -> None:
@@ -170,6 +172,8 @@ class Connection:
                 return
             self._closed = True
         if self._forks == _forks:
+            if self._writeback is not None:
+                self._aiosqlite._tx.put_nowait((None, self._writeback.close))
             await self._aiosqlite.close()
 
     @property
@@ -240,6 +244,10 @@ class Connection:
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
+        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
+        more = bool(self._jobs)
+        if more and topics:
+            self._announce(topics)
         by_loop: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
         for job in jobs:
             if job.future is None or job.future.cancelled():
@@ -252,9 +260,7 @@ class Connection:
             except RuntimeError:  # the loop is closed: nobody waits there any more
                 for job in delivered:
                     job.abandon()
-        # After the answers: the system call, which others wait for, runs beside the loop that they wake.
-        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
-        if topics:
+        if topics and not more:
             self._announce(topics)
 
     def _take(self) -> list[Job[Any]]:
@@ -294,6 +300,8 @@ class Connection:
                 else:
                     self._run_alone(job, now)
             return
+        if writers and self._writeback is not None and not self._synchronous == "FULL":
+            self._writeback.committed()
         if synced:
             self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
         for job in jobs:

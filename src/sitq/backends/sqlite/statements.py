@@ -26,7 +26,7 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from sitq.errors import BackendCorruptError
 from sitq.models import (
@@ -44,6 +44,16 @@ from sitq.models import (
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
+
+
+class Found(NamedTuple):
+    """What a reservation found, as SQLite gives it; otherwise as :class:`~sitq.models.Reservation`."""
+
+    rows: list[Row]
+    buried: list[str]
+    next_due_in: float | None
+    last_attempt_waiting: bool
+
 
 BURIED_PER_RESERVATION = 100
 PRUNED_PER_RESERVATION = 200
@@ -240,18 +250,24 @@ def is_prunable(connection: sqlite3.Connection, before: int) -> bool:
     return connection.execute(f"SELECT 1 FROM {_OLD} AND finished_at < ? LIMIT 1", (before,)).fetchone() is not None
 
 
-def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Reservation:
+def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Found:
     """Reads what a reservation gave out, and what a caller should know of the rest."""
     rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
-    rows.sort()  # by the end of the lease, which keeps the order
     due, last, spent = _heads(connection)
     ahead = min((at for at in (due, last) if at > now), default=inf)
-    return Reservation(
-        tasks=[_reserved(row) for row in rows],
+    return Found(
+        rows=rows,
         buried=[key for kind, key, its_claim in notes if kind == "buried" and its_claim == claim],
         next_due_in=None if ahead == inf else (ahead - now) / 1_000_000,
         last_attempt_waiting=last <= now and last <= due and not spent,
     )
+
+
+def to_reservation(found: Found) -> Reservation:
+    """Returns what was read as the contract has it; made by the event loop while SQLite is at the next hop."""
+    rows, *rest = found
+    rows.sort()  # by the end of the lease, which keeps the order
+    return Reservation([_reserved(row) for row in rows], *rest)
 
 
 def _reserved(row: Row) -> ReservedTask:
