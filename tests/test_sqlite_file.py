@@ -1,5 +1,6 @@
 """The file itself: how it is made, what is in it, what costs what."""
 
+import contextlib
 import itertools
 import os
 import sqlite3
@@ -188,6 +189,41 @@ async def test_the_cost_of_a_reservation_does_not_grow_with_history(tmp_path: Pa
                 await full.mark_failure([Outcome(task, error="E: no") for task in held])
         assert len(rows(tmp_path / "full.db")) == len(many)
         assert await steps_of_a_reservation(full) < fewest + len(many) / 2
+
+
+async def test_the_cost_of_a_last_attempt_does_not_grow_with_the_others_that_wait(tmp_path: Path) -> None:
+    """Nothing is scanned past to find it, nor to find what is to be buried."""
+    steps = []
+    for many in (10, 3000):
+        async with connected(SQLiteBackend(tmp_path / f"{many}.db")) as backend:
+            await backend.enqueue([new_task(str(n), max_attempts=1) for n in range(many)])
+            count = itertools.count()
+            await on_connection(backend, lambda it, count=count: it.set_progress_handler(lambda: next(count) and 0, 1))
+            assert len((await backend.reserve(10, lease=HOUR, alone=True)).tasks) == 1
+            await on_connection(backend, lambda it: it.set_progress_handler(None, 1))
+            steps.append(next(count))
+    assert steps[1] < steps[0] + 1000
+
+
+async def test_a_file_of_the_first_schema_version_is_brought_up_to_date(path: Path) -> None:
+    """Its indexes are those of a new file, and its tasks can be run, buried and listed."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(
+            "INSERT INTO tasks (task_id, payload, max_attempts, enqueued_at, available_at) VALUES ('old', x'', 1, 0, 0)"
+        )
+    async with connected(SQLiteBackend(path)) as backend:
+        assert [held.task_id for held in (await backend.reserve(9, lease=30, alone=True)).tasks] == ["old"]
+        assert [found.task_id for found in await backend.list(status="in_progress", limit=9)] == ["old"]
+    async with connected(SQLiteBackend(path.with_name("new.db"))):
+        pass
+    shapes = [
+        {(row["name"], row["sql"]) for row in rows(file, "SELECT name, sql FROM sqlite_schema")}
+        for file in (path, path.with_name("new.db"))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_backend_that_was_never_closed_lets_the_process_exit(path: Path) -> None:

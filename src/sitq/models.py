@@ -39,7 +39,8 @@ def new_task_id() -> str:
     """
     milliseconds, fraction = divmod(time.time_ns(), 1_000_000)
     high = milliseconds << 16 | 0x7000 | fraction * 4096 // 1_000_000
-    return f"{high << 64 | 1 << 63 | _random.getrandbits(62):032x}"
+    # By way of bytes: formatting a long integer takes twice as long.
+    return (high << 64 | 1 << 63 | _random.getrandbits(62)).to_bytes(16).hex()
 
 
 def new_claim() -> int:
@@ -59,8 +60,7 @@ def from_micros(micros: int) -> datetime:
     return EPOCH + micros * MICROSECOND
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
+class NewTask(NamedTuple):
     """A task to be stored.
 
     Attributes:
@@ -80,8 +80,7 @@ class NewTask:
     max_attempts: int = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ReservedTask:
+class ReservedTask(NamedTuple):
     """A task that a worker holds, under a lease.
 
     Attributes:

@@ -100,40 +100,21 @@ class SyncTaskQueue:
             )
         if sys.is_finalizing():
             raise BackendError("the interpreter is about to exit: it runs no thread any more")
+        call = _PortalCall(function, self._calls)
         with self._lock:
             loop = self._loop or self._start_loop()
-            call = self._guarded(function)
             try:
-                future = asyncio.run_coroutine_threadsafe(call, loop)
+                loop.call_soon_threadsafe(call.begin)
             except RuntimeError:  # closed by a signal handler that came between
-                call.close()
                 raise BackendError("the SyncTaskQueue was closed while this call began") from None
         try:
-            value, error = future.result()
+            return call.outcome.result()
         except concurrent.futures.CancelledError:
             raise BackendError("the SyncTaskQueue was closed while this call waited") from None
         except BaseException:
-            future.cancel()  # KeyboardInterrupt: nobody waits for it any more
+            if not call.outcome.done():  # KeyboardInterrupt: nobody waits for it any more
+                loop.call_soon_threadsafe(call.cancel)
             raise
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]  # a T where error is None
-
-    async def _guarded[T](
-        self, function: Callable[[], Coroutine[Any, Any, T]]
-    ) -> tuple[T | None, BaseException | None]:
-        # A SystemExit or KeyboardInterrupt, of a payload's making, would end the loop and its thread.
-        call = asyncio.current_task()
-        assert call is not None
-        self._calls.add(call)
-        try:
-            return await function(), None
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            return None, error
-        finally:
-            self._calls.discard(call)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -250,6 +231,42 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.list(status, limit=limit))
+
+
+class _PortalCall[T]:
+    """A call from another thread, as a task of the private loop.
+
+    ``run_coroutine_threadsafe`` would do, and takes a turn of the loop more on the way back. What a
+    payload raises, a SystemExit for instance, must not end the loop.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], calls: set[asyncio.Task[Any]]) -> None:
+        self._function = function
+        self._calls = calls
+        self._task: asyncio.Task[None] | None = None
+        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def begin(self) -> None:
+        """Starts the call, in the private loop."""
+        self._task = asyncio.Task(self._run(), loop=asyncio.get_running_loop(), eager_start=True)
+        self._calls.add(self._task)
+        self._task.add_done_callback(self._calls.discard)
+
+    def cancel(self) -> None:
+        """Ends the call, in the private loop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            value = await self._function()
+        except asyncio.CancelledError:
+            self.outcome.cancel()
+            raise
+        except BaseException as error:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(value)
 
 
 def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

@@ -72,7 +72,7 @@ async def test_a_terminal_shows_what_is_running(path: Path, filled: Filled) -> N
     finally:
         await backend.close()
     lines = shown.splitlines()
-    assert any(line.startswith(f"{path}   ") for line in lines)
+    assert str(path) in "".join(lines)  # a long one is folded
     assert "last minute: 6 enqueued, 1 succeeded, 2 failed" in [line.strip() for line in lines]
     assert any(line.split() == ["pending", "1", "1", "not", "due", "yet"] for line in lines)
     assert any(line.split() == ["in_progress", "1"] for line in lines)

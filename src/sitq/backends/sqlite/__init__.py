@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
@@ -178,7 +178,7 @@ class SQLiteBackend(Inspection):
                     "elsewhere and pass a reference, or raise the limit"
                 )
         await self._connected().call(
-            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, announce=lambda _: (None,)),
+            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, announce=_something_due),
             # Now, not after the commit: the worker's look queues right behind the insert.
             on_queued=lambda: self._watchers.notify((None,)),
         )
@@ -247,7 +247,7 @@ class SQLiteBackend(Inspection):
         return Job(
             lambda _, __, notes: statements.refused(tasks, notes),
             lambda now: statements.release(now, tasks),
-            announce=lambda _: (None,),
+            announce=_something_due,
         )
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
@@ -267,7 +267,7 @@ class SQLiteBackend(Inspection):
             raise BackendError(f"{self._path} is not open: call connect() first")
         return self._connection
 
-    def _announce(self, topics: Sequence[str | None]) -> None:
+    def _announce(self, topics: Iterable[str | None]) -> None:
         self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)
@@ -285,6 +285,11 @@ class SQLiteBackend(Inspection):
 
     def _may_prune(self, connection: sqlite3.Connection, now: int) -> bool:
         return self._prunes_now() and statements.is_prunable(connection, self._keep_after(now))
+
+
+def _something_due(_: object) -> tuple[None]:
+    """What is announced when tasks became due."""
+    return (None,)
 
 
 def _nothing(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> None:

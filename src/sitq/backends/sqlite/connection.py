@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class Connection:
         durability: Durability,
         busy_timeout: float,
         clock: Callable[[], float],
-        announce: Callable[[Sequence[str | None]], None],
+        announce: Callable[[Iterable[str | None]], None],
     ) -> None:
         self._path = path
         self._durability = durability
@@ -244,7 +244,7 @@ class Connection:
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
-        topics = [topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)]
+        topics = {topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)}
         more = bool(self._jobs)
         if more and topics:
             self._announce(topics)
@@ -300,7 +300,7 @@ class Connection:
                 else:
                     self._run_alone(job, now)
             return
-        if writers and self._writeback is not None and not self._synchronous == "FULL":
+        if writers and self._writeback is not None and self._synchronous != "FULL":
             self._writeback.committed()
         if synced:
             self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough

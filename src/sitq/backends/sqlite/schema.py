@@ -13,10 +13,11 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 SWITCH_TO_WAL_SECONDS = 10.0
 
 # `available_at` is when a waiting task is due and, while a task runs, when its lease ends: so one
-# index finds what can be taken, whether it waits or was abandoned. Live rows are kept in two
-# indexes by whether the next attempt is the last: one kind never has to be scanned past to reach
-# the other, and the statement of the hot path has no cases. The form `max_attempts > attempt + 1`
-# matters: with the sum on the left, SQLite 3.40 does not see that a query implies it.
+# index finds what can be taken, whether it waits or was abandoned. Live rows are kept in three
+# indexes by whether their next attempt is an ordinary one, the last one, or not permitted: one kind
+# never has to be scanned past to reach another, and the statement of the hot path has no cases. The
+# form of the conditions matters: with the sum on the left, SQLite 3.40 does not see that a query
+# implies them.
 MIGRATIONS = (
     """
     CREATE TABLE tasks (
@@ -42,6 +43,13 @@ MIGRATIONS = (
     CREATE INDEX tasks_last ON tasks (available_at, id)
         WHERE finished_at IS NULL AND max_attempts <= attempt + 1;
     CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
+    """,
+    """
+    DROP INDEX tasks_last;
+    CREATE INDEX tasks_last ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts = attempt + 1;
+    CREATE INDEX tasks_spent ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts <= attempt;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)

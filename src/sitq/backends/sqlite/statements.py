@@ -57,15 +57,16 @@ class Found(NamedTuple):
 
 BURIED_PER_RESERVATION = 100
 PRUNED_PER_RESERVATION = 200
-ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105)
+ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Nine columns in each: 945 variables, below 999, the smallest limit that SQLite ever had."""
+Nine columns in each: 7,290 variables at most. Stock SQLite allows 32,766 since 3.32."""
 
 STATUSES = frozenset(get_args(Status.__value__))
 
-# The live rows, by whether their next attempt is the last one (see schema.py).
+# The live rows, by what their next attempt would be (see schema.py).
 _DUE = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1"
-_LAST = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1"
+_LAST = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts = attempt + 1"
+_SPENT = "tasks INDEXED BY tasks_spent WHERE finished_at IS NULL AND max_attempts <= attempt"
 _OLD = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
 _HELD = "id = NEW.key AND claim = NEW.claim AND finished_at IS NULL"
 _OLDEST_FIRST = "ORDER BY available_at, id"
@@ -82,7 +83,7 @@ _TRIGGERS = {
     # in which the tasks were due: that is how the order is read back.
     "reserve": f"""
         INSERT INTO note SELECT 'buried', task_id, NEW.claim
-            FROM {_LAST} AND max_attempts <= attempt AND available_at <= NEW.now
+            FROM {_SPENT} AND available_at <= NEW.now
             {_OLDEST_FIRST} LIMIT {BURIED_PER_RESERVATION};
         UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
             error = 'WorkerDiedError: each of ' || attempt || ' attempts ended with the death of its '
@@ -90,8 +91,7 @@ _TRIGGERS = {
             WHERE task_id IN (SELECT key FROM note WHERE kind = 'buried' AND claim = NEW.claim);
         UPDATE tasks SET {_RESERVE}, available_at = NEW.at
             WHERE NEW.a AND available_at <= ifnull((SELECT min(available_at) FROM {_DUE}), available_at)
-            AND id = (SELECT id FROM {_LAST} AND max_attempts > attempt AND available_at <= NEW.now
-                {_OLDEST_FIRST} LIMIT 1);
+            AND id = (SELECT id FROM {_LAST} AND available_at <= NEW.now {_OLDEST_FIRST} LIMIT 1);
         UPDATE tasks SET {_RESERVE}, available_at = NEW.at + oldest.n
             FROM (SELECT id AS key, row_number() OVER ({_OLDEST_FIRST}) AS n FROM (
                 SELECT id, available_at FROM {_DUE} AND available_at <= NEW.now
@@ -128,18 +128,17 @@ _ENQUEUES = {
 }
 _NO_CHANGE: Row = (None,) * 9
 
-_HEADS = f"""
-    SELECT (SELECT available_at FROM {_DUE} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1),
-        (SELECT available_at FROM {_LAST} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1),
-        (SELECT max_attempts <= attempt FROM {_LAST} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1)
-"""
-_RESERVED = f"""
+_HEADS = "SELECT " + ", ".join(
+    f"(SELECT available_at FROM {some} AND available_at NOTNULL {_OLDEST_FIRST} LIMIT 1)"
+    for some in (_DUE, _LAST, _SPENT)
+)
+_RESERVED = " UNION ALL ".join(
+    f"""
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
-        FROM {_DUE} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
-    UNION ALL
-    SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
-        FROM {_LAST} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
-"""
+        FROM {some} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
+    """
+    for some in (_DUE, _LAST, _SPENT)
+)
 _IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ? AND finished_at IS NOT NULL"
 _GET = """
     SELECT task_id, status, result, error, traceback, attempt, enqueued_at, started_at, finished_at
@@ -162,18 +161,17 @@ def install(connection: sqlite3.Connection) -> None:
 
 def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
     """Carries out changes, all or none, and returns what there is to note about them."""
-    pieces = (list(piece) for piece in itertools.batched(rows, ROW_COUNTS[-1], strict=False))
-    first, second = next(pieces, None), next(pieces, None)
-    if first is None:
-        return frozenset()
+    rows = list(rows)
     only_stored = False
-    if second is None:
-        only_stored = _insert(connection, first)
+    if not rows:
+        return frozenset()
+    if len(rows) <= ROW_COUNTS[-1]:
+        only_stored = _insert(connection, rows)
     else:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for piece in itertools.chain((first, second), pieces):
-                _insert(connection, piece)
+            for piece in itertools.batched(rows, ROW_COUNTS[-1], strict=False):
+                _insert(connection, list(piece))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:  # a full disk has rolled back already
@@ -232,17 +230,16 @@ def prune(now: int, before: int) -> Row:
     return "prune", now, PRUNED_PER_RESERVATION, None, before, None, None, None, None
 
 
-def _heads(connection: sqlite3.Connection) -> tuple[float, float, bool]:
-    """Returns when the first ordinary task and the first last attempt are due, and whether that one is spent."""
-    due, last, spent = connection.execute(_HEADS).fetchone()
+def _heads(connection: sqlite3.Connection) -> list[float]:
+    """Returns when the first ordinary task, the first last attempt and the first spent one are due."""
     # What is no integer is of another's making. SQLite sorts it behind every integer: never due.
-    return due if isinstance(due, int) else inf, last if isinstance(last, int) else inf, bool(spent)
+    return [at if isinstance(at, int) else inf for at in connection.execute(_HEADS).fetchone()]
 
 
 def is_due(connection: sqlite3.Connection, now: int, alone: bool) -> bool:
     """Whether a reservation would change anything, which costs the write lock to try."""
     due, last, spent = _heads(connection)
-    return due <= now or (last <= now and (alone or spent))
+    return due <= now or spent <= now or (alone and last <= now)
 
 
 def is_prunable(connection: sqlite3.Connection, before: int) -> bool:
@@ -254,20 +251,20 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
     """Reads what a reservation gave out, and what a caller should know of the rest."""
     rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
     due, last, spent = _heads(connection)
-    ahead = min((at for at in (due, last) if at > now), default=inf)
+    ahead = min((at for at in (due, last, spent) if at > now), default=inf)
     return Found(
         rows=rows,
         buried=[key for kind, key, its_claim in notes if kind == "buried" and its_claim == claim],
         next_due_in=None if ahead == inf else (ahead - now) / 1_000_000,
-        last_attempt_waiting=last <= now and last <= due and not spent,
+        last_attempt_waiting=last <= now and last <= due,
     )
 
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next hop."""
-    rows, *rest = found
+    rows, buried, next_due_in, last_attempt_waiting = found
     rows.sort()  # by the end of the lease, which keeps the order
-    return Reservation([_reserved(row) for row in rows], *rest)
+    return Reservation([_reserved(row) for row in rows], buried, next_due_in, last_attempt_waiting)
 
 
 def _reserved(row: Row) -> ReservedTask:

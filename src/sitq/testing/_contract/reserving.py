@@ -176,3 +176,14 @@ class Reserving(Contract):
             assert (seen.status, seen.attempt, seen.value, seen.traceback) == ("failed", attempts, None, None)
             assert str(attempts) in (seen.error or "")
             assert seen.finished_at is not None
+
+    @connected
+    async def test_a_spent_task_is_buried_behind_a_last_attempt_that_waits(self, backend: Backend) -> None:
+        """A caller that is not alone does not get the older one, and buries the other nevertheless."""
+        first, second = new(max_attempts=1), new(max_attempts=1)
+        await backend.enqueue(first)
+        await backend.enqueue(second)
+        assert len(await take(backend)) == 1
+        self.advance(backend, LEASE_SECONDS + 1)
+        found = await backend.reserve(10, lease=LEASE_SECONDS, alone=False)
+        assert (ids(found.tasks), len(found.buried), found.last_attempt_waiting) == ([], 1, True)
