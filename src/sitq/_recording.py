@@ -84,11 +84,12 @@ class Recorder:
         except asyncio.CancelledError:
             # The loop ends, and nobody stopped the worker: its end has the last word.
             self._waiting[:0] = batch
+            batch = []
             raise
         finally:
             self._refused -= refused
             self._under_way -= 1
-        self._on_recorded(held for held, _ in batch)
+            self._on_recorded(held for held, _ in batch)
 
     async def _mark(self, outcomes: list[Outcome]) -> Iterable[ReservedTask]:
         failures = [outcome for outcome in outcomes if outcome.error is not None]
