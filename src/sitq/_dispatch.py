@@ -22,7 +22,7 @@ logger = logging.getLogger("sitq.worker")
 CANCEL_GRACE_SECONDS = 2.0
 """How long a cancelled task may take to clean up before it is given back nevertheless."""
 
-OVERLAP_FROM_SLOTS = 32
+OVERLAP_FROM_SLOTS = 48
 """From how many slots on a reservation takes half of them, so that one half of the tasks runs while
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
