@@ -56,7 +56,7 @@ LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._threads"},
     {"sitq.models"},
     {"sitq.serialization", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
-    {"sitq.backends.sqlite", "sitq._execution", "sitq._renewal"},
+    {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
     {"sitq._recording"},
     {"sitq._dispatch"},
     {"sitq.queue", "sitq.worker"},

@@ -1,5 +1,6 @@
-"""The checks of numbers that every constructor shares."""
+"""The checks that several modules share."""
 
+import asyncio
 import math
 
 LONGEST_SECONDS = 100 * 365.25 * 24 * 3600.0
@@ -46,3 +47,15 @@ def check_positive_seconds(name: str, value: float) -> float:
     if check_seconds(name, value) == 0:
         raise ValueError(f"{name} must be more than 0 seconds")
     return float(value)
+
+
+def refuse_running_loop() -> None:
+    """Makes sure that a call for sync code blocks no event loop.
+
+    Raises:
+        RuntimeError: An event loop runs in this thread.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "SyncTaskQueue would block the event loop that runs in this thread: use TaskQueue and await its methods"
+        )

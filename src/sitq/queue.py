@@ -2,18 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self, get_args, overload
+from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
+from sitq._operations import Operations
 from sitq.backends.base import Backend
-from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.errors import BackendError, SerializationError
-from sitq.models import FINISHED, NewTask, Result, Status, TaskId, new_task_id
+from sitq.errors import SerializationError
+from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
 from sitq.serialization import Call, CloudpickleSerializer, Serializer, check_context, dump_call, make_call
 
 LOOK_AGAIN_SECONDS = 1.0
@@ -25,12 +25,11 @@ CALLS_PER_TURN = 500
 
 type Eta = datetime | None
 type Context = Mapping[str, Any] | None
-type Ids = str | Iterable[str]
 type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
 
-class TaskQueue:
+class TaskQueue(Operations):
     """Stores tasks and gives their results, in async code.
 
     Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.
@@ -256,95 +255,6 @@ class TaskQueue:
             raise SerializationError(
                 f"the result of task {found.task_id} cannot be loaded here: {type(error).__name__}: {error}"
             ) from error
-
-    async def counts(self) -> Counts:
-        """Counts the tasks by status, and says how long the oldest due one has been waiting.
-
-        The backend may have to read every row for it: not for a hot path.
-
-        Raises:
-            BackendError: The backend could not be asked, or cannot be looked into.
-        """
-        return await (await self._inspectable()).counts()
-
-    async def retry(self, task_ids: Ids | None = None, *, failed: bool = False) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again, due now, as if they had never been run.
-
-        Args:
-            task_ids: One id or several.
-            failed: Retry every failed task instead.
-
-        Returns:
-            The ids of the tasks that are pending again, in the order given. The others do not
-            exist or are neither failed nor cancelled, and are left as they are.
-
-        Raises:
-            TypeError: An id is not a ``str``, or not exactly one of the two arguments is given.
-            BackendError: The backend did not do it, or cannot be looked into.
-        """
-        if bool(failed) == (task_ids is not None):
-            raise TypeError("retry() takes either the ids of tasks or failed=True")
-        checked = None if task_ids is None else check_ids(task_ids)
-        backend = await self._inspectable()
-        return await (backend.retry_failed() if checked is None else backend.retry(checked))
-
-    async def cancel(self, task_ids: Ids) -> Sequence[str]:
-        """Finishes pending tasks without running them: ``get_result`` returns at once.
-
-        Args:
-            task_ids: One id or several.
-
-        Returns:
-            The ids of the tasks that are cancelled by this call, in the order given. The others do
-            not exist, are in progress or finished, and are left as they are.
-
-        Raises:
-            TypeError: An id is not a ``str``.
-            BackendError: The backend did not do it, or cannot be looked into.
-        """
-        checked = check_ids(task_ids)
-        return await (await self._inspectable()).cancel(checked)
-
-    async def _inspectable(self) -> Inspectable:
-        if not isinstance(self._backend, Inspectable):
-            raise BackendError(
-                f"{type(self._backend).__name__} cannot be looked into: it does not offer what "
-                "sitq.backends.inspect.Inspectable describes"
-            )
-        if not self._connected:
-            await self._connect()
-        return self._backend
-
-    # The last one: from here on, `list` is this method to a type checker.
-    async def list(self, status: Status | None = None, *, limit: int = 100) -> Sequence[TaskInfo]:
-        """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
-
-        Args:
-            status: Only tasks of this status; ``None`` means all, by when they were stored.
-            limit: How many to list at most, at least 1.
-
-        Raises:
-            TypeError: ``limit`` is not an ``int``.
-            ValueError: There is no such status, or ``limit`` is out of range.
-            BackendError: The backend could not be asked, or cannot be looked into.
-        """
-        if status is not None and status not in get_args(Status.__value__):
-            raise ValueError(f"status must be one of {', '.join(get_args(Status.__value__))}; got {status!r}")
-        check_count("limit", limit)
-        return await (await self._inspectable()).list(status=status, limit=limit)
-
-
-def check_ids(task_ids: Ids) -> Sequence[str]:
-    """Returns ids of tasks, each one once.
-
-    Raises:
-        TypeError: One of them is not a ``str``.
-    """
-    ids = [task_ids] if isinstance(task_ids, str) else [*dict.fromkeys(task_ids)]
-    for task_id in ids:
-        if not isinstance(task_id, str):
-            raise TypeError(f"a task id must be a str, not {type(task_id).__name__}")
-    return ids
 
 
 def check_eta(eta: Eta) -> Eta:

@@ -5,19 +5,20 @@ import concurrent.futures
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, overload
 
+from sitq._checks import refuse_running_loop
+from sitq._operations import SyncOperations
 from sitq.backends.base import Backend
-from sitq.backends.inspect import Counts, TaskInfo
 from sitq.errors import BackendError
-from sitq.models import Result, Status, TaskId
-from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, Ids, TaskQueue, check_ids
+from sitq.models import Result, TaskId
+from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
 from sitq.serialization import Serializer
 
 
-class SyncTaskQueue:
+class SyncTaskQueue(SyncOperations):
     """A :class:`TaskQueue` for scripts and other code without an event loop.
 
     It owns one private event loop in one background thread, which the first call starts, and may
@@ -29,6 +30,8 @@ class SyncTaskQueue:
         default_result_timeout: As for :class:`TaskQueue`, in seconds.
         max_attempts: As for :class:`TaskQueue`.
     """
+
+    _queue: TaskQueue
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class SyncTaskQueue:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        _refuse_running_loop()
+        refuse_running_loop()
         if self._pid not in (None, os.getpid()) or sys.is_finalizing():
             return  # the thread stayed in the parent, or runs no more: and so with the connection
         with self._lock:
@@ -92,7 +95,7 @@ class SyncTaskQueue:
         await self._queue.close()
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        _refuse_running_loop()
+        refuse_running_loop()
         if self._pid not in (None, os.getpid()):
             raise BackendError(
                 "this SyncTaskQueue was used before a fork(), and its thread stayed in the parent; "
@@ -179,7 +182,7 @@ class SyncTaskQueue:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        _refuse_running_loop()
+        refuse_running_loop()
         calls = list(calls)  # here: a generator may depend on its thread, and may take its time
         return self._call(lambda: self._queue.enqueue_many(calls, eta=eta, context=context))
 
@@ -194,43 +197,6 @@ class SyncTaskQueue:
             RuntimeError: An event loop runs in this thread.
         """
         return self._call(lambda: self._queue.get_result(task_id, timeout))
-
-    def counts(self) -> Counts:
-        """Counts the tasks; see :meth:`TaskQueue.counts`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        return self._call(self._queue.counts)
-
-    def retry(self, task_ids: Ids | None = None, *, failed: bool = False) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again; see :meth:`TaskQueue.retry`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        _refuse_running_loop()
-        ids = None if task_ids is None else check_ids(task_ids)  # here: as in enqueue_many
-        return self._call(lambda: self._queue.retry(ids, failed=failed))
-
-    def cancel(self, task_ids: Ids) -> Sequence[str]:
-        """Finishes pending tasks without running them; see :meth:`TaskQueue.cancel`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        _refuse_running_loop()
-        ids = check_ids(task_ids)
-        return self._call(lambda: self._queue.cancel(ids))
-
-    # The last one: from here on, `list` is this method to a type checker.
-    def list(self, status: Status | None = None, *, limit: int = 100) -> Sequence[TaskInfo]:
-        """Lists tasks, the newest first; see :meth:`TaskQueue.list`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        return self._call(lambda: self._queue.list(status, limit=limit))
 
 
 class _PortalCall[T]:
@@ -273,10 +239,3 @@ def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> Non
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
-
-
-def _refuse_running_loop() -> None:
-    if asyncio._get_running_loop() is not None:
-        raise RuntimeError(
-            "SyncTaskQueue would block the event loop that runs in this thread: use TaskQueue and await its methods"
-        )

@@ -27,17 +27,6 @@ CACHED_STATEMENTS = 128
 FIRST_WAIT_SECONDS = 0.0002
 LONGEST_WAIT_SECONDS = 0.002
 
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
-
 
 class Job[T]:
     """Something to change and something to read, and who waits for it.
@@ -144,7 +133,7 @@ class Connection:
         self._lock = threading.Lock()
         self._hop_queued = False
         self._closed = False
-        self._forks = _forks
+        self._pid = os.getpid()
         self._synchronous = ""
         self._writeback = Writeback(f"{path}-wal") if path != ":memory:" and hasattr(os, "fdatasync") else None
         self._identity: tuple[int, int] | None = None
@@ -203,7 +192,7 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
-        if self._forks == _forks:
+        if self._pid == os.getpid():
             if self._writeback is not None:
                 self._aiosqlite._tx.put_nowait((None, self._writeback.close))
             await self._aiosqlite.close()
@@ -248,7 +237,7 @@ class Connection:
 
     def post(self, job: Job[Any]) -> None:
         """Queues ``job``; nobody needs to wait for it."""
-        if self._forks != _forks:
+        if self._pid != os.getpid():
             raise BackendError(
                 f"{self._path}: the backend was connected before a fork(), and a SQLite connection "
                 "must not be used across one; make a new backend in the child"

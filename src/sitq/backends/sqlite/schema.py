@@ -3,14 +3,12 @@
 import os
 import sqlite3
 import stat
-import time
 from pathlib import Path
 
 from sitq.errors import BackendCorruptError, BackendUnavailableError, BackendVersionError
 
 APPLICATION_ID = 0x73697471  # "sitq", where the `file` command looks for it
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
-SWITCH_TO_WAL_SECONDS = 10.0
 
 # `available_at` is when a waiting task is due and, while a task runs, when its lease ends: so one
 # index finds what can be taken, whether it waits or was abandoned. Live rows are kept in three
@@ -118,21 +116,14 @@ def _checked_version(connection: sqlite3.Connection, path: str) -> int:
 
 
 def _switch_to_wal(connection: sqlite3.Connection, path: str) -> None:
-    # Asking for WAL needs an exclusive lock and reports SQLITE_BUSY at once, whatever the busy
-    # timeout, when several processes open a fresh file together.
-    deadline = time.monotonic() + SWITCH_TO_WAL_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal":
-                return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        if time.monotonic() > deadline:
-            raise BackendUnavailableError(
-                f"{path} cannot be switched to write-ahead logging, which needs a local file system; move the file"
-            )
-        time.sleep(0.01)
+    # Asking for WAL needs an exclusive lock, and SQLite does not wait for it when several processes
+    # open a fresh file together: PatientConnection does.
+    for pragma in ("PRAGMA journal_mode", "PRAGMA journal_mode = WAL"):
+        if connection.execute(pragma).fetchone()[0] == "wal":
+            return
+    raise BackendUnavailableError(
+        f"{path} cannot be switched to write-ahead logging, which needs a local file system; move the file"
+    )
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
