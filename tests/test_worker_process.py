@@ -46,6 +46,16 @@ asyncio.run(main())
 assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 """
 
+SERVE_TWICE = f"""
+import sitq.worker
+sitq.worker.SAME_SIGNAL_SECONDS = 60  # however slow the machine is
+def twice(number, frame):
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(each)
+signal.signal(signal.SIGUSR1, twice)
+{SERVE}
+"""
+
 DRAIN = "print(asyncio.run(worker.drain()))"
 
 HOST = """
@@ -143,6 +153,21 @@ async def test_a_signal_ends_an_idle_process(number: signal.Signals, start: Star
     await process.logged("worker started")
     process.popen.send_signal(number)
     assert await process.ended() == (0, "", "")
+
+
+async def test_a_signal_that_comes_twice_at_once_is_one(
+    path: Path, tmp_path: Path, queue: TaskQueue, runs: Runs, start: Start
+) -> None:
+    """Sent by the terminal and handed on by a parent, it does not cut the work short."""
+    may_end = tmp_path / "may-end"
+    await queue.enqueue(wait_for_file, may_end, runs)
+    process = start(SERVE_TWICE)
+    await line(runs, "started")
+    process.popen.send_signal(signal.SIGUSR1)
+    await process.logged("received SIGTERM")
+    may_end.touch()
+    assert await process.ended() == (0, "", "")
+    assert runs.lines() == ["started", "ended"]
 
 
 @pytest.mark.parametrize("task", [wait_for_file, block_for_file, block_loop_for_file])

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Self
@@ -18,6 +19,9 @@ from sitq.serialization import CloudpickleSerializer, Serializer
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SIGNAL_SECONDS = 0.05
+"""Within this, a signal that comes twice is one: Ctrl-C reaches a whole process group, and whoever
+started the worker may hand it on; some service managers signal both the process and its group."""
 
 
 class Worker:
@@ -120,8 +124,8 @@ class Worker:
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
 
-        A second signal ends the process at once, by the signal's default action. Where it is not
-        called in the main thread, signals are left alone.
+        A second signal, later than 0.05 s after the first, ends the process at once, by the signal's
+        default action. Where it is not called in the main thread, signals are left alone.
 
         Raises:
             BackendError: The backend cannot be opened.
@@ -214,6 +218,7 @@ class Worker:
             yield
             return
         loop = asyncio.get_running_loop()
+        first_at: float | None = None
 
         def on_loop(number: int) -> None:
             logger.info("worker received %s", signal.Signals(number).name)
@@ -222,9 +227,13 @@ class Worker:
         # Not loop.add_signal_handler: a task that blocks the loop would keep even the second
         # signal from being seen.
         def on_signal(number: int, frame: FrameType | None) -> None:
-            for each in STOP_SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-            loop.call_soon_threadsafe(on_loop, number)
+            nonlocal first_at
+            if first_at is None:
+                first_at = time.monotonic()
+                loop.call_soon_threadsafe(on_loop, number)
+            elif time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
         try:
