@@ -5,7 +5,6 @@ import itertools
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import aiosqlite
 
+from sitq.backends.sqlite.patience import PatientConnection
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import Notes, Row, apply, install
 from sitq.backends.sqlite.translation import translate
@@ -23,9 +23,6 @@ from sitq.errors import BackendError, BackendReadOnlyError, BackendUnavailableEr
 type Durability = Literal["enqueue", "full", "normal"]
 
 CACHED_STATEMENTS = 128
-
-FIRST_WAIT_SECONDS = 0.0002
-LONGEST_WAIT_SECONDS = 0.002
 
 
 class Job[T]:
@@ -80,31 +77,6 @@ class Job[T]:
             future.set_result(self.result)  # type: ignore[arg-type]
         else:
             future.set_exception(self.error)
-
-
-class PatientConnection(sqlite3.Connection):
-    """A connection that waits for the write lock in short sleeps.
-
-    SQLite's own busy handler sleeps for 1, 2, 5, 10, 15, 20 and 25 ms in a row, and a hop holds the
-    lock for less than one: of two busy workers, one would sleep most of the time.
-
-    Attributes:
-        patience: Seconds until SQLITE_BUSY is an error.
-    """
-
-    patience = 0.0
-
-    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        """Executes a statement, again and again while another connection has the lock."""
-        give_up_at, wait = time.monotonic() + self.patience, FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return super().execute(sql, parameters)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                    raise
-            time.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
 class Connection:
