@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sitq import SQLiteBackend, TaskId, TaskQueue, Worker
-from sitq.models import Outcome
+from sitq import NewTask, SQLiteBackend, TaskId, TaskQueue, Worker
+from sitq.models import Outcome, Reservation
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows
 from tests.worker_tasks import TellingBackend, block_at, connected, far_ahead, gate, log_attempt, pass_by, wait_at
 
@@ -101,6 +101,16 @@ async def test_a_busy_worker_buries_what_is_spent(path: Path) -> None:
     assert result.status == "failed"
 
 
+async def test_a_drain_buries_however_many_are_spent(path: Path) -> None:
+    """One reservation buries a hundred; a drain does not end before the others are."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([NewTask(str(n), b"", max_attempts=1) for n in range(150)])
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("UPDATE tasks SET status = 'in_progress', attempt = 1, claim = id")
+        assert await Worker(backend).drain() == 0
+    assert {row["status"] for row in rows(path)} == {"failed"}
+
+
 @pytest.mark.parametrize("task", [wait_at, block_at])
 async def test_a_last_attempt_runs_alone_in_its_worker(
     task: Callable[..., Any], path: Path, backend: SQLiteBackend
@@ -177,6 +187,81 @@ async def test_a_busy_worker_makes_room_for_a_last_attempt(backend: SQLiteBacken
     lines = runs.lines()
     assert lines.count("last") == 1
     assert "chain" in lines[lines.index("last") :]
+
+
+class SeesLastAttempts(SQLiteBackend):
+    """Says when a reservation has told its worker of a last attempt that waits until it is empty."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self.seen = asyncio.Event()
+
+    async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
+        """Reserves, and says so."""
+        reservation = await super().reserve(limit, lease=lease, alone=alone)
+        if reservation.last_attempt_waiting:
+            self.seen.set()
+        return reservation
+
+    async def saw(self) -> None:
+        """Returns when a worker knows of a last attempt."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self.seen.wait()
+
+
+async def test_a_worker_that_becomes_empty_looks_for_the_last_attempt_at_once(runs: Runs) -> None:
+    """A last attempt becomes due beside a task; the task ends, nobody enqueues anything, and it is run."""
+    backend = SeesLastAttempts(":memory:")  # on a file, an outcome of its own wakes a worker as well
+    async with (
+        TaskQueue(backend, max_attempts=1) as last,
+        TaskQueue(backend) as queue,
+        Worker(backend, lease=1e9, poll_interval=NEVER_SECONDS),
+    ):
+        with gate() as here:
+            await queue.enqueue(wait_at, "gate")
+            await here.arrived()
+            lone = await last.enqueue(log_async, runs, "last", eta=datetime.now(UTC) + timedelta(seconds=0.2))
+            await backend.saw()
+        assert await last.get_result(lone, DEADLINE_SECONDS) is not None
+
+
+async def test_what_waited_with_a_last_attempt_is_taken_after_it(runs: Runs) -> None:
+    """A worker looks again when a last attempt has ended, though nothing was enqueued meanwhile."""
+    backend = SeesLastAttempts(":memory:")  # on a file, an outcome of its own wakes a worker as well
+    async with (
+        TaskQueue(backend, max_attempts=1) as last,
+        TaskQueue(backend) as queue,
+        Worker(backend, lease=1e9, poll_interval=NEVER_SECONDS),
+    ):
+        with gate() as here:
+            await queue.enqueue(wait_at, "gate")
+            await here.arrived()
+            await last.enqueue(log_async, runs, "last")
+            await backend.saw()
+            behind = await queue.enqueue(log_async, runs, "behind")
+        assert await queue.get_result(behind, DEADLINE_SECONDS) is not None
+    assert runs.lines() == ["last", "behind"]
+
+
+async def test_a_worker_has_all_its_slots_again_after_a_last_attempt(path: Path, runs: Runs) -> None:
+    """Once it has made room for a last attempt and run it, it takes a task beside another, its lease not over."""
+    backend = SeesLastAttempts(path)
+    async with (
+        TaskQueue(backend, max_attempts=1) as last,
+        TaskQueue(backend) as queue,
+        # A lease that is longer than the machine has been up, for room is made by the monotonic clock.
+        Worker(backend, lease=1e9, poll_interval=NEVER_SECONDS),
+    ):
+        with gate() as here:
+            await queue.enqueue(wait_at, "gate")
+            await here.arrived()
+            lone = await last.enqueue(log_async, runs, "last")
+            await backend.saw()
+        assert await last.get_result(lone, DEADLINE_SECONDS) is not None
+        with gate() as here:
+            for _ in range(2):
+                await queue.enqueue(wait_at, "gate")
+                await here.arrived()
 
 
 async def test_a_long_task_in_the_way_of_a_last_attempt_does_not_stop_the_service(

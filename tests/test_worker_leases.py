@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sitq import Result, SQLiteBackend, TaskQueue, Worker
+from sitq import ReservedTask, Result, SQLiteBackend, TaskQueue, Worker
 from sitq.models import Outcome
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows
 from tests.worker_tasks import TellingBackend, block_at, connected, execute, far_ahead, gate, wait_at
@@ -71,6 +71,25 @@ async def test_a_renewal_moves_the_end_of_the_lease(path: Path, telling: Telling
             after = rows(path)[0]
     assert after["available_at"] > before["available_at"]
     assert {**after, "available_at": None} == {**before, "available_at": None}
+
+
+async def test_a_worker_that_is_stopping_keeps_its_leases(telling: TellingBackend, rival: Worker, runs: Runs) -> None:
+    """What stop() waits for is renewed for as long as that takes, and no other worker runs it."""
+    await rival.stop()
+    async with TaskQueue(telling) as queue:
+        worker = Worker(telling, lease=SHORT_LEASE_SECONDS)
+        await worker.start()
+        with gate() as here:
+            task_id = await queue.enqueue(wait_at, "gate", "once", runs)
+            await here.arrived()
+            stopping = asyncio.create_task(worker.stop())
+            await asyncio.sleep(0)
+            await rival.start()
+            await asyncio.to_thread(telling.renewals, SEVERAL_LEASES)
+        await stopping
+        result = await finished(queue, task_id)
+    assert (result.value, result.attempt) == ("once", 1)
+    assert runs.lines() == ["once"]
 
 
 class Blockade:
@@ -240,6 +259,56 @@ async def test_a_renewal_that_finds_the_task_taken_over_is_logged_once(
                 assert [record.levelno for record in said] == [logging.WARNING]
                 assert "wait_at" in said[0].getMessage()
                 assert await ahead.release([taken]) == []
+
+
+class AnswersLate(TellingBackend):
+    """Says that a success is recorded only when leases have been renewed after it was."""
+
+    async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Records, and waits."""
+        lost = await super().mark_success(outcomes)
+        await asyncio.to_thread(self.renewals, 2)
+        return lost
+
+
+async def test_a_renewal_that_finds_the_task_finished_by_its_holder_says_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal that is refused because the outcome has just been recorded is not taken for a lost lease."""
+    backend = AnswersLate(path)
+    async with TaskQueue(backend) as queue, Worker(backend, lease=SHORT_LEASE_SECONDS):
+        result = await finished(queue, await queue.enqueue(add, 1, 2))
+    assert result.value == 3
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class RaisesOnce(TellingBackend):
+    """Raises upon the first renewal what no backend should."""
+
+    raised = False
+
+    async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
+        """Raises, the first time."""
+        if not self.raised:
+            self.raised = True
+            raise RuntimeError("not in the contract")
+        return await super().renew(tasks, lease=lease)
+
+
+async def test_a_renewal_that_raises_whatever_it_likes_is_followed_by_the_next(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of the backend is logged as an error, and leases are renewed as before."""
+    backend = RaisesOnce(path)
+    async with TaskQueue(backend) as queue, Worker(backend, lease=SHORT_LEASE_SECONDS):
+        with gate() as here:
+            task_id = await queue.enqueue(wait_at, "gate", "value")
+            await here.arrived()
+            await asyncio.to_thread(backend.renewals, 2)
+        result = await finished(queue, task_id)
+    assert (result.value, result.attempt) == ("value", 1)
+    said = [record.levelno for record in caplog.records if "not in the contract" in record.getMessage()]
+    assert said == [logging.ERROR]
 
 
 async def test_neighbours_of_a_lost_task_keep_theirs(path: Path, telling: TellingBackend, runs: Runs) -> None:

@@ -50,8 +50,8 @@ SERVE_TWICE = f"""
 import sitq.worker
 sitq.worker.SAME_SIGNAL_SECONDS = 60  # however slow the machine is
 def twice(number, frame):
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.raise_signal(each)
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
 signal.signal(signal.SIGUSR1, twice)
 {SERVE}
 """
@@ -198,6 +198,19 @@ async def test_a_second_signal_ends_the_process_at_once(
     assert await Worker(far_ahead(path)).drain() == 1
     assert [(row["status"], row["attempt"]) for row in rows(path)] == [("success", 2)]
     assert runs.count()["started"] == 2
+
+
+async def test_the_second_signal_may_be_the_other_one(
+    tmp_path: Path, queue: TaskQueue, runs: Runs, start: Start
+) -> None:
+    """Ctrl-C ends a process at once that SIGTERM has told to finish its work."""
+    await queue.enqueue(wait_for_file, tmp_path / "never", runs)
+    process = start(SERVE)
+    await line(runs, "started")
+    process.popen.send_signal(signal.SIGTERM)
+    await process.logged("received SIGTERM")
+    process.popen.send_signal(signal.SIGINT)
+    assert (await process.ended())[0] == -signal.SIGINT
 
 
 async def test_a_function_that_never_ends_does_not_keep_the_process(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sitq import ReservedTask, SQLiteBackend, TaskQueue, Worker
+from sitq import BackendUnavailableError, ReservedTask, SQLiteBackend, TaskQueue, Worker
 from sitq.models import Outcome
 from tests.support import DEADLINE_SECONDS, Runs, add, rows
 from tests.worker_tasks import block_at, connected, far_ahead, gate, log_attempt, wait_at
@@ -147,6 +147,7 @@ async def test_a_coroutine_that_ignores_its_cancellation_does_not_keep_stop(
     path: Path, queue: TaskQueue, backend: SQLiteBackend, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its row is given back, stop() returns while it runs, and its late outcome changes nothing."""
+    caplog.set_level(logging.INFO, "sitq.worker")
     worker = Worker(backend, shutdown_timeout=END_AT_ONCE)
     await worker.start()
     with gate() as here:
@@ -165,7 +166,10 @@ async def test_a_coroutine_that_ignores_its_cancellation_does_not_keep_stop(
         await still_running
     assert runs.lines() == ["cancelled", "late"]
     assert live(path) == [PENDING]
-    assert [record.levelno for record in caplog.records if task_id in record.getMessage()] == [logging.WARNING]
+    said = [record for record in caplog.records if task_id in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.INFO, logging.WARNING]
+    assert "started" in said[0].getMessage()
+    assert "given back" in said[1].getMessage()
 
 
 @pytest.mark.parametrize("rerun", ["before", "after"])
@@ -237,6 +241,40 @@ async def test_a_worker_that_gave_back_can_be_started_again(
         assert (result.value, result.attempt) == ("value", 1)
         await worker.stop()
     assert runs.lines() == ["value", "value"]
+
+
+class RefusesToRelease(SQLiteBackend):
+    """Takes nothing back the first times."""
+
+    def __init__(self, path: Path, refusals: int) -> None:
+        super().__init__(path)
+        self._refusals = refusals
+
+    async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
+        """Refuses, or releases."""
+        if self._refusals:
+            self._refusals -= 1
+            raise BackendUnavailableError("not now")
+        return await super().release(tasks)
+
+
+@pytest.mark.parametrize(("refusals", "row"), [(1, ("pending", 0)), (2, ("pending", 0)), (3, ("in_progress", 1))])
+async def test_giving_back_is_tried_three_times_and_then_left_to_the_lease(
+    refusals: int, row: tuple[str, int], path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is locked for a while gets its tasks back, and stop() returns in any case and says what it left."""
+    backend = RefusesToRelease(path, refusals)
+    worker = Worker(backend, shutdown_timeout=END_AT_ONCE)
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        await worker.start()
+        with gate() as here:
+            await queue.enqueue(wait_at, "gate")
+            await here.arrived()
+            await worker.stop()
+    assert [(found["status"], found["attempt"]) for found in live(path)] == [row]
+    said = [record for record in caplog.records if "not now" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING] * refusals
+    assert ("their leases will end" in said[-1].getMessage()) is (refusals == 3)
 
 
 class TellsOfRecording(SQLiteBackend):

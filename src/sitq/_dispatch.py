@@ -182,6 +182,7 @@ class Dispatcher:
         self._retry_seconds = FIRST_RETRY_SECONDS
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
+        self._look |= bool(reservation.buried)  # there may be more of them than one look takes
         if self._stopping:
             self._given_back += reservation.tasks
             return

@@ -19,9 +19,9 @@ from sitq.serialization import CloudpickleSerializer, Serializer
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME_SIGNAL_SECONDS = 0.05
+SAME_SIGNAL_SECONDS = 0.02
 """Within this, a signal that comes twice is one: Ctrl-C reaches a whole process group, and whoever
-started the worker may hand it on; some service managers signal both the process and its group."""
+started the worker may hand it on; timeout(1) signals both the process and its group."""
 
 
 class Worker:
@@ -124,8 +124,8 @@ class Worker:
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
 
-        A second signal, later than 0.05 s after the first, ends the process at once, by the signal's
-        default action. Where it is not called in the main thread, signals are left alone.
+        A second signal ends the process at once, by its default action; the same one within 0.02 s
+        is the first. Where it is not called in the main thread, signals are left alone.
 
         Raises:
             BackendError: The backend cannot be opened.
@@ -218,7 +218,7 @@ class Worker:
             yield
             return
         loop = asyncio.get_running_loop()
-        first_at: float | None = None
+        first: tuple[int, float] | None = None
 
         def on_loop(number: int) -> None:
             logger.info("worker received %s", signal.Signals(number).name)
@@ -227,11 +227,12 @@ class Worker:
         # Not loop.add_signal_handler: a task that blocks the loop would keep even the second
         # signal from being seen.
         def on_signal(number: int, frame: FrameType | None) -> None:
-            nonlocal first_at
-            if first_at is None:
-                first_at = time.monotonic()
+            nonlocal first
+            now = time.monotonic()
+            if first is None:
+                first = number, now
                 loop.call_soon_threadsafe(on_loop, number)
-            elif time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
+            elif number != first[0] or now - first[1] > SAME_SIGNAL_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
 

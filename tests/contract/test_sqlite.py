@@ -1,16 +1,21 @@
 """SQLiteBackend keeps the contract, on a file and in memory, and leaves less behind than it has to."""
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from sitq import Backend, SQLiteBackend
+from sitq import Backend, BackendError, SQLiteBackend
+from sitq.backends.sqlite.connection import Job
 from sitq.models import Reservation
 from sitq.testing import ManualClock
 from sitq.testing._contract.base import new, successes, take, until
 from sitq.testing._contract.calling import cancel, turns
 from sitq.testing.contract import BackendContract
+from tests.faults import Clock, new_task
+from tests.support import DEADLINE_SECONDS, rows
 from tests.worker_tasks import connected
 
 
@@ -42,6 +47,43 @@ class TestInMemory(BackendContract):
         self.clock.advance(seconds)
 
 
+async def test_reservations_at_one_instant_get_each_their_own(path: Path) -> None:
+    """Two backends whose clocks show the same microsecond, so that leases end together, share no task."""
+    clock = Clock()
+    async with (
+        connected(SQLiteBackend(path, clock=clock)) as one,
+        connected(SQLiteBackend(path, clock=clock)) as other,
+    ):
+        tasks = new(4)
+        await one.enqueue(tasks)
+        found = [await take(by, 1, alone=False) for by in (one, other, one, other)]
+    assert [[task.task_id for task in some] for some in found] == [[task.task_id] for task in tasks]
+
+
+async def test_a_last_attempt_that_is_not_the_oldest_is_not_waited_for(path: Path) -> None:
+    """A worker is told of a last attempt when that one is next, and not while ordinary tasks are due before it."""
+    clock = Clock()
+    async with connected(SQLiteBackend(path, clock=clock)) as backend:
+        for tasks in (new(2), [new_task("last", max_attempts=1)]):
+            await backend.enqueue(tasks)
+            clock.now += 1
+        waiting = []
+        for _ in range(2):
+            reservation = await backend.reserve(1, lease=3600, alone=False)
+            waiting.append(reservation.last_attempt_waiting)
+    assert waiting == [False, True]
+
+
+async def test_a_large_batch_that_is_refused_leaves_no_transaction_open(path: Path) -> None:
+    """What takes several statements is undone as a whole, and what comes after it is committed."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("taken")])
+        with pytest.raises(BackendError):
+            await backend.enqueue([*new(3000), new_task("taken")])
+        await backend.enqueue([new_task("after")])
+        assert [row["task_id"] for row in rows(path)] == ["taken", "after"]
+
+
 @pytest.mark.parametrize("where", ["file", "memory"])
 async def test_a_cancelled_reservation_gives_its_tasks_back(where: str, path: Path) -> None:
     """Whenever it is cancelled, its tasks are pending again without an end of any lease, and no attempt is spent."""
@@ -55,6 +97,40 @@ async def test_a_cancelled_reservation_gives_its_tasks_back(where: str, path: Pa
             held = await until(lambda: take(backend))
             assert [(task.task_id, task.attempt) for task in held] == [(task.task_id, 1) for task in tasks]
             await backend.mark_success(successes(held))
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_reservation_cancelled_around_its_delivery_gives_its_tasks_back(delivered: bool, path: Path) -> None:
+    """Also where it was committed, and its caller is cancelled just before or just after it gets the outcome."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue(new(3))
+        reserving = asyncio.ensure_future(backend.reserve(3, lease=3600, alone=False))
+        await asyncio.sleep(0)
+        # The loop stands still while the connection's thread hands the outcome over, and takes another job.
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while rows(path)[0]["status"] == "pending":
+            assert time.monotonic() < deadline
+        passed = threading.Event()
+        backend._connected().post(Job(lambda *_: passed.set()))
+        assert passed.wait(DEADLINE_SECONDS)
+        if delivered:
+            asyncio.get_running_loop().call_soon(reserving.cancel)
+        else:
+            reserving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        held = await until(lambda: take(backend))
+        assert [task.attempt for task in held] == [1] * 3
+
+
+async def test_a_last_attempt_leaves_what_is_due_behind_it(path: Path) -> None:
+    """A reservation that brings a last attempt brings nothing else, though there is room and more is due."""
+    clock = Clock()
+    async with connected(SQLiteBackend(path, clock=clock)) as backend:
+        for tasks in ([new_task("last", max_attempts=1)], new(2)):
+            await backend.enqueue(tasks)
+            clock.now += 1
+        assert [task.task_id for task in await take(backend, 10)] == ["last"]
 
 
 async def test_a_reservation_whose_loop_has_ended_gives_its_tasks_back(path: Path) -> None:

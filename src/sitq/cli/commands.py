@@ -30,10 +30,28 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
         raise click.BadParameter(str(error)) from error
 
 
+def age(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """Turns the value of an option that deletes what is older into seconds: it needs a unit."""
+    try:
+        return parse_duration(value, unit=None)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def retention_seconds(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
     """Turns the value of an option into seconds, ``forever`` into ``None``."""
-    return None if value == "forever" else seconds(ctx, param, value)
+    return None if value == "forever" else age(ctx, param, value)
 
+
+def pause(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
+    """Turns the value of an option into seconds that are long enough for others to get a turn."""
+    found = seconds(ctx, param, value)
+    if found is not None and found < SHORTEST_PAUSE_SECONDS:
+        raise click.BadParameter(f"at least {SHORTEST_PAUSE_SECONDS} seconds: each look reads every row")
+    return found
+
+
+SHORTEST_PAUSE_SECONDS = 0.05
 
 PATH = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 IDS = click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
@@ -251,7 +269,7 @@ def cancel(path: Path, task_ids: tuple[str, ...], as_json: bool) -> None:
 @PATH
 @click.option(
     "--older-than",
-    callback=seconds,
+    callback=age,
     required=True,
     metavar="AGE",
     help="How long ago they must have finished: 90s, 15m, 2h, 7d, 1w.",
@@ -273,7 +291,7 @@ def prune(path: Path, older_than: float, as_json: bool) -> None:
 
 @root.command()
 @PATH
-@click.option("--interval", callback=seconds, default="1s", metavar="S", show_default=True, help="How often to look.")
+@click.option("--interval", callback=pause, default="1s", metavar="S", show_default=True, help="How often to look.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
 def watch(path: Path, interval: float, as_json: bool) -> None:
     """Watch counts, rates and what is running.

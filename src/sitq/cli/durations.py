@@ -7,16 +7,20 @@ from sitq._checks import check_seconds
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, *, unit: str | None = "s") -> float:
     """Returns ``"90"``, ``"90s"``, ``"15m"``, ``"2h"``, ``"7d"`` or ``"1w"`` in seconds.
+
+    Args:
+        text: The duration.
+        unit: What a number alone is in; ``None`` refuses it, for who writes 30 may mean days.
 
     Raises:
         ValueError: ``text`` is not of that form, or longer than a hundred years.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", text, re.ASCII)
-    if match is None:
+    if match is None or not (match[2] or unit or float(match[1]) == 0):
         raise ValueError(f"{text!r} is not a duration: write 90s, 15m, 2h, 7d or 1w")
-    return check_seconds("the duration", float(match[1]) * UNIT_SECONDS[match[2] or "s"])
+    return check_seconds("the duration", float(match[1]) * UNIT_SECONDS[match[2] or unit or "s"])
 
 
 def format_duration(seconds: float) -> str:
