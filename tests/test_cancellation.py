@@ -14,10 +14,11 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker
 from sitq.models import Outcome
-from tests.faults import assert_healthy, assert_unlocked, connected, new_task, open_files
-from tests.support import Runs, add, log_async, log_plain, rows, until
+from tests.faults import Clock, assert_healthy, assert_unlocked, connected, new_task, open_files, write_lock
+from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows, until
 
 LEASE = 600.0
+OF_A_WORKER = ("sitq-worker", "sitq-renewal")
 
 type When = Literal["while it waits", "when it is woken"]
 type Make = Callable[[], Coroutine[Any, Any, Any]]
@@ -138,6 +139,44 @@ async def test_a_cancelled_reservation_is_given_back(backend: SQLiteBackend, pat
             taken = (await backend.reserve(5, lease=LEASE, alone=True)).tasks
             assert [(task.task_id, task.attempt) for task in taken] == [(str(n), 1) for n in range(5)]
             assert await backend.release(taken) == []
+
+
+async def test_a_cancellation_is_not_lost_to_an_error_that_comes_with_it(path: Path) -> None:
+    """Who is cancelled just when the file has refused is cancelled, as a timeout and a task group count on."""
+    async with connected(SQLiteBackend(path, busy_timeout=0.01)) as backend:
+        await backend.enqueue([new_task()])
+        with write_lock(path):
+            reserving = backend.reserve(1, lease=LEASE, alone=True)
+            cancelled = asyncio.ensure_future(as_coroutine(cancelled_at(reserving, 0, "when it is woken")))
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+
+
+async def test_a_cancelled_reservation_does_not_cost_its_neighbours_their_answer(path: Path) -> None:
+    """Where the backend is closed as well, the task stays with its lease, and who shares the commit is answered."""
+    begun = threading.Event()
+
+    class Tells(Clock):
+        def __call__(self) -> float:
+            begun.set()  # asked at the beginning of each hop
+            return super().__call__()
+
+    backend = SQLiteBackend(path, clock=Tells())
+    await backend.connect()
+    await backend.enqueue([new_task("due")])
+    with write_lock(path):
+        begun.clear()
+        first = asyncio.ensure_future(backend.enqueue([new_task("first")]))
+        assert await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+        reserving = asyncio.ensure_future(backend.reserve(9, lease=LEASE, alone=True))
+        neighbour = asyncio.ensure_future(backend.enqueue([new_task("neighbour")]))
+        await asyncio.sleep(0)
+        reserving.cancel()
+        closing = asyncio.ensure_future(backend.close())
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await asyncio.gather(first, neighbour, closing)
+    assert {row["task_id"]: row["attempt"] for row in rows(path)} == {"due": 1, "first": 1, "neighbour": 0}
 
 
 @pytest.mark.parametrize("outcome", ["success", "failure"])
@@ -313,6 +352,53 @@ async def test_a_cancelled_drain_leaves_no_task_behind(path: Path, runs: Runs, w
                 for n in range(20, 40):
                     await queue.enqueue(log_async, runs, n)
         assert {row["status"] for row in rows(path)} == {"success"}
+
+
+async def test_a_worker_that_is_cancelled_at_any_await_of_its_own_leaves_nothing_behind(
+    path: Path, runs: Runs, when: When, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a loop's end does it: each task is finished or pending, its attempt unspent, and the threads end."""
+    backend, live = SQLiteBackend(path), Worker._live
+    point = -1
+
+    def cancelled(*arguments: Any, **options: Any) -> Coroutine[Any, Any, int]:
+        return as_coroutine(cancelled_at(live(*arguments, **options), point, when))
+
+    monkeypatch.setattr(Worker, "_live", cancelled)
+    async with TaskQueue(backend) as queue:
+        for point in itertools.count():  # noqa: B007 - read by cancelled()
+            for n in range(4):
+                await queue.enqueue(log_async if n % 2 else log_plain, runs, n)
+            try:
+                await Worker(backend, max_concurrency=2, lease=LEASE).drain()
+            except asyncio.CancelledError:
+                found = rows(path)
+                assert {row["status"] for row in found} <= {"pending", "success"}
+                assert all(row["attempt"] == (row["status"] == "success") for row in found)
+                assert_unlocked(path)
+                await until(
+                    lambda: not [thread for thread in threading.enumerate() if thread.name.startswith(OF_A_WORKER)]
+                )
+            else:
+                break
+        assert {row["status"] for row in rows(path)} == {"success"}
+    assert point > 0
+
+
+async def test_a_queue_whose_close_was_cancelled_lets_go_once(path: Path) -> None:
+    """Closing it again does not take the file from who has connected since."""
+    backend = SQLiteBackend(path)
+    queue = TaskQueue(backend)
+    await queue.enqueue(add, 1, 2)
+    closing = asyncio.ensure_future(queue.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    async with TaskQueue(backend) as other:
+        await queue.close()
+        await other.enqueue(add, 3, 4)
+    assert len(rows(path)) == 2
 
 
 async def test_a_cancelled_stop_goes_on(path: Path, runs: Runs, when: When) -> None:

@@ -1,16 +1,18 @@
 """The wall clock jumps in the middle of a lease: one accepted completion, nothing blocked beyond the jump."""
 
 import asyncio
+import itertools
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq import BackendUnavailableError, SQLiteBackend, TaskQueue, Worker
 from sitq.models import Outcome
-from tests.faults import Clock, assert_healthy, connected, new_task, run_until
-from tests.support import DEADLINE_SECONDS, Runs, log_async, rows, until
+from tests.faults import Clock, assert_healthy, connected, new_task, run_until, write_lock
+from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows, until
 
 HOUR = 3600.0
 LEASE = 30.0
@@ -150,3 +152,15 @@ async def test_a_worker_finds_a_due_task_after_the_clock_was_set_forward(path: P
         async with asyncio.timeout(DEADLINE_SECONDS):
             assert await queue.get_result(task_id) is not None
     assert runs.lines() == ["later"]
+
+
+async def test_an_hour_back_keeps_no_caller_waiting(path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a call waits for a lock or a result is not measured by the wall clock."""
+    async with TaskQueue(SQLiteBackend(path, clock=clock, busy_timeout=0.01)) as queue:
+        task_id = await queue.enqueue(add, 1, 2)
+        hours = itertools.count()
+        monkeypatch.setattr(time, "time", lambda: clock.now - next(hours) * HOUR)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await queue.get_result(task_id, timeout=0.01) is None
+            with write_lock(path), pytest.raises(BackendUnavailableError):
+                await asyncio.wait_for(queue.enqueue(add, 1, 2), DEADLINE_SECONDS / 2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 import threading
@@ -9,15 +10,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sitq import BackendError, ReservedTask, SQLiteBackend, TaskQueue, Worker
+from sitq import BackendError, ReservedTask, Result, SQLiteBackend, TaskQueue, Worker
+from sitq.backends.sqlite import patience, statements
 from sitq.errors import BackendCorruptError, BackendReadOnlyError, BackendUnavailableError
 from sitq.models import Outcome
 from tests.faults import (
     assert_healthy,
+    assert_unlocked,
     connected,
     damaged,
     full_disk,
@@ -162,6 +166,105 @@ async def test_a_lock_that_is_held_for_less_than_the_busy_timeout_is_waited_for(
     assert len(rows(path)) == 1
 
 
+async def test_calls_side_by_side_wait_for_a_lock_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand callers of a locked file get the error after one busy timeout, not one after the other."""
+    hops, tries = itertools.count(), itertools.count()
+
+    def counted(*arguments: Any) -> Any:
+        next(tries)
+        return statements.apply(*arguments)
+
+    backend = SQLiteBackend(path, busy_timeout=BUSY_SECONDS, clock=lambda: 2e9 + next(hops))
+    async with connected(backend):
+        monkeypatch.setattr("sitq.backends.sqlite.connection.apply", counted)
+        before = next(hops)
+        with write_lock(path):
+            calls = (backend.enqueue([new_task(str(n))]) for n in range(1000))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {BackendUnavailableError}
+        assert next(tries) <= next(hops) - before - 1
+
+
+async def test_a_reader_is_answered_although_its_neighbours_wait_for_the_lock(path: Path) -> None:
+    """What shares a turn of the thread with refused writes and needs no lock is not refused."""
+    async with connected(SQLiteBackend(path, busy_timeout=BUSY_SECONDS)) as backend:
+        await backend.enqueue([new_task("there")])
+        with write_lock(path):
+            calls = [backend.enqueue([new_task()]) if n % 2 else backend.get_result("there") for n in range(20)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(answer, Result) for answer in answers] == [n % 2 == 0 for n in range(20)]
+
+
+async def test_a_lock_is_waited_for_in_short_sleeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: a hop holds the lock for less than SQLite's own busy handler would sleep."""
+    sleeps: list[float] = []
+    enough = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) >= 20:
+            enough.set()
+        time.sleep(0.001)
+
+    async with connected(SQLiteBackend(path, busy_timeout=DEADLINE_SECONDS)) as backend:
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        with write_lock(path):
+            waiting = asyncio.ensure_future(backend.enqueue([new_task()]))
+            assert await asyncio.to_thread(enough.wait, DEADLINE_SECONDS / 2)
+        await waiting
+    assert 0 < min(sleeps) <= max(sleeps) <= patience.LONGEST_WAIT_SECONDS
+
+
+class Recovering(sqlite3.Connection):
+    """Finds, the first two times, that another connection repairs the WAL after a crash."""
+
+    tries = 0
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """Raises what SQLite raises then."""
+        self.tries += 1
+        if self.tries <= 2:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY_RECOVERY
+            raise error
+        return super().execute(sql, parameters)
+
+
+class PatientRecovering(patience.PatientConnection, Recovering):
+    """The same, patiently."""
+
+    patience = DEADLINE_SECONDS
+
+
+def test_each_kind_of_busy_is_waited_for() -> None:
+    """SQLite tells them apart by extended codes, the recovery of a WAL among them."""
+    with contextlib.closing(sqlite3.connect(":memory:", factory=PatientRecovering)) as patient:
+        assert patient.execute("SELECT 1").fetchone() == (1,)
+        assert patient.tries == 3
+
+
+async def test_calls_that_share_a_commit_wait_for_the_lock_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty calls into a locked file get their errors after two busy timeouts, not after twenty."""
+    queued = threading.Event()
+    waited = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal waited
+        assert queued.wait(DEADLINE_SECONDS)
+        waited += seconds
+
+    async with connected(SQLiteBackend(path, busy_timeout=BUSY_SECONDS)) as backend:
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: waited))
+        with write_lock(path):
+            calls = [asyncio.ensure_future(backend.enqueue([new_task(str(n))])) for n in range(20)]
+            await asyncio.sleep(0)
+            queued.set()  # one hop may have begun with the first of them, and the next one takes the rest
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {BackendUnavailableError}
+        assert BUSY_SECONDS < waited < 3 * BUSY_SECONDS
+    assert rows(path) == []
+
+
 async def test_connecting_to_a_locked_fresh_file_fails_within_bounded_time(path: Path) -> None:
     """Where the table cannot be made, the error says that the file is busy; later it can."""
     sqlite3.connect(path).close()
@@ -171,6 +274,30 @@ async def test_connecting_to_a_locked_fresh_file_fails_within_bounded_time(path:
     with write_lock(path), pytest.raises(BackendUnavailableError):
         await backend.connect()
     async with connected(backend):
+        await backend.enqueue([new_task()])
+
+
+async def test_a_refused_batch_of_several_statements_leaves_no_transaction_open(path: Path) -> None:
+    """Nothing of it is stored, the lock is free, and the next call of any size is committed."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("1999")])
+        with pytest.raises(BackendError):
+            await backend.enqueue([new_task(str(n)) for n in range(2000)])
+        assert [row["task_id"] for row in rows(path)] == ["1999"]
+        assert_unlocked(path)
+        await backend.enqueue([new_task("small")])
+        await backend.enqueue([new_task(f"large-{n}") for n in range(2000)])
+        assert len(rows(path)) == 2002
+
+
+async def test_a_batch_of_several_statements_that_fills_the_disk_gets_the_named_error(path: Path) -> None:
+    """SQLite has ended the transaction by itself then, and that is no other error."""
+    async with connected(SQLiteBackend(path)) as backend:
+        async with no_free_page(backend):
+            with pytest.raises(BackendUnavailableError, match="disk is full"):
+                await backend.enqueue([new_task(str(n), bytes(1000)) for n in range(2000)])
+        assert rows(path) == []
+        assert_unlocked(path)
         await backend.enqueue([new_task()])
 
 
@@ -312,6 +439,21 @@ async def test_a_row_of_anothers_making_does_not_stop_its_neighbours(
             with contextlib.suppress(BackendError):
                 await queue.get_result(strange, timeout=1)
     assert {line: count for line, count in runs.count().items() if line != "strange"} == dict.fromkeys("01234", 1)
+
+
+@pytest.mark.parametrize(("column", "value"), [("status", "'paused'"), ("status", "NULL"), ("enqueued_at", "NULL")])
+async def test_a_row_of_anothers_making_is_named_to_who_asks_for_it(path: Path, column: str, value: str) -> None:
+    """Before any worker has taken it, it is an error that names the task, and never a result."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("strange")])
+    with outside(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'tasks'")
+    with outside(path) as connection:
+        connection.execute(f"UPDATE tasks SET {column} = {value}")
+    async with connected(SQLiteBackend(path)) as backend:
+        with pytest.raises(BackendCorruptError, match="strange"):
+            await backend.get_result("strange")
 
 
 async def test_a_file_that_is_deleted_while_an_enqueue_waits_for_its_lock_takes_no_acknowledgement(path: Path) -> None:

@@ -277,6 +277,7 @@ class Machine(RuleBasedStateMachine):
             row = found[key]
             assert row["status"] in LEGAL[self.before.get(key, "pending")]
             assert (row["status"], row["attempt"]) == (task.status, task.attempt)
+            assert (row["started_at"] is None) == (task.attempt == 0)
             assert 0 <= row["attempt"] <= row["max_attempts"] == task.max_attempts
             if task.is_live:
                 assert row["available_at"] == task.due

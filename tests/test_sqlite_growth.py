@@ -5,17 +5,20 @@ import os
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import sitq.backends.sqlite as sqlite_backend
 from sitq import SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite.schema import WAL_SIZE_LIMIT_BYTES
 from sitq.backends.sqlite.statements import PRUNED_PER_RESERVATION
 from sitq.models import Outcome
-from tests.faults import assert_healthy, connected, new_task, outside, write_lock
+from tests.faults import Clock, assert_healthy, connected, new_task, on_connection, outside, write_lock
 from tests.support import Runs, log_async, log_plain, rows, until
 
 HOUR = 3600.0
+WEEK = 7 * 24 * HOUR
 MEGABYTE = bytes(1024 * 1024)
 ALARM = """
     CREATE TABLE alarm (task_id TEXT);
@@ -58,6 +61,37 @@ async def test_a_finished_task_is_kept_for_the_retention_and_no_longer(
         await backend.reserve(1, lease=1, alone=True)
         assert (await backend.get_result("old-0") is not None) == bool(kept)
     assert len(rows(path)) == kept
+
+
+async def test_a_finished_task_is_kept_for_a_week_where_nothing_else_is_said(path: Path) -> None:
+    """A worker made without arguments deletes it then, and not before."""
+    clock = Clock()
+    for age, kept in ((0.0, 1), (WEEK, 1), (WEEK + 1, 0)):
+        async with connected(SQLiteBackend(path, clock=clock)) as backend:
+            if not age:
+                await finish_some(backend, 1)
+            clock.now = Clock().now + age
+            await backend.reserve(1, lease=1, alone=True)
+        assert len(rows(path)) == kept
+
+
+async def test_pruning_pauses_when_nothing_is_left_to_prune(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next reservations do not ask for old rows again, until the pause is over."""
+    clock, uptime = Clock(), 1000.0
+    monkeypatch.setattr(sqlite_backend, "time", SimpleNamespace(monotonic=lambda: uptime))
+    async with connected(SQLiteBackend(path, clock=clock, retention=HOUR)) as backend:
+        await finish_some(backend, 1)
+        clock.now += 2 * HOUR
+        uptime += sqlite_backend.PRUNE_PAUSE_SECONDS
+        await backend.reserve(1, lease=1, alone=True)
+        assert rows(path) == []
+        await finish_some(backend, 1)
+        clock.now += 2 * HOUR
+        await backend.reserve(1, lease=1, alone=True)
+        assert len(rows(path)) == 1
+        uptime += sqlite_backend.PRUNE_PAUSE_SECONDS
+        await backend.reserve(1, lease=1, alone=True)
+    assert rows(path) == []
 
 
 async def test_a_live_task_is_kept_however_old(path: Path) -> None:
@@ -193,3 +227,29 @@ async def test_a_look_that_finds_nothing_takes_no_lock_and_writes_nothing(backen
                 for _ in range(100):
                     assert not (await backend.reserve(10, lease=1, alone=True)).tasks
             assert connection.execute("PRAGMA data_version").fetchone() == before
+
+
+async def test_a_busy_worker_takes_no_lock_for_a_last_attempt_that_it_may_not_run(
+    backend: SQLiteBackend, path: Path
+) -> None:
+    """However long the task waits: who is not alone looks at it while another program holds the write lock."""
+    async with connected(backend):
+        await backend.enqueue([new_task("last", max_attempts=1)])
+        assert (await backend.reserve(1, lease=HOUR, alone=False)).last_attempt_waiting
+        with write_lock(path):
+            found = await backend.reserve(10, lease=HOUR, alone=False)
+        assert (list(found.tasks), found.last_attempt_waiting) == ([], True)
+
+
+async def test_what_was_refused_or_buried_is_not_kept_in_memory(backend: SQLiteBackend) -> None:
+    """The connection's notes are empty again after each call that made some."""
+    async with connected(backend):
+        await backend.enqueue([new_task(), new_task("buried", max_attempts=1)])
+        (held,) = (await backend.reserve(1, lease=HOUR, alone=False)).tasks
+        await backend.release([held])
+        assert await backend.renew([held], lease=HOUR) == [held]
+        assert await on_connection(backend, lambda it: it.execute("SELECT * FROM note").fetchall()) == []
+        await backend.reserve(1, lease=HOUR, alone=False)
+        await backend.reserve(1, lease=0, alone=True)
+        assert (await backend.reserve(1, lease=0, alone=True)).buried == ["buried"]
+        assert await on_connection(backend, lambda it: it.execute("SELECT * FROM note").fetchall()) == []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from sitq.errors import (
     BackendUnavailableError,
     BackendVersionError,
 )
-from tests.faults import connected, new_task, outside, run_python, shared_folder
-from tests.support import rows
+from tests.faults import connected, new_task, open_files, outside, run_python, shared_folder
+from tests.support import rows, until
 
 TOGETHER = 24
 NOBODY = 65534
@@ -233,6 +234,17 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(BackendUnavailableError):
         await Worker(SQLiteBackend(path)).start()
+
+
+async def test_a_refused_file_is_not_kept_open(backend: SQLiteBackend, path: Path) -> None:
+    """Neither the file nor the thread that looked at it outlives the refusal."""
+    path.write_bytes(b"not a database " * 100)  # noqa: ASYNC240
+    threads, files = set(threading.enumerate()), open_files()
+    with pytest.raises(BackendCorruptError) as refused:
+        await backend.connect()
+    await until(lambda: {thread.name for thread in set(threading.enumerate()) - threads} <= {"sitq-exit"})
+    assert open_files() <= files
+    assert refused.value.__traceback__ is not None  # it is here still, and so is all that it refers to
 
 
 async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:

@@ -39,18 +39,22 @@ def read_context() -> dict[str, Any]:
 
 
 class Watched(SQLiteBackend):
-    """A backend that tells when somebody waits for a result."""
+    """A backend that tells when somebody waits for a result, and when nobody does any more."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.waiting = threading.Semaphore(0)
+        self.left = threading.Semaphore(0)
 
-    def watch(
-        self, on_change: Callable[[], object], *, task_id: str | None = None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Lets go of the semaphore, then watches."""
+    @contextlib.contextmanager
+    def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> Iterator[None]:
+        """Lets go of one semaphore, watches, then lets go of the other one."""
         self.waiting.release()
-        return super().watch(on_change, task_id=task_id)
+        with super().watch(on_change, task_id=task_id):
+            try:
+                yield
+            finally:
+                self.left.release()
 
 
 @pytest.fixture
@@ -338,12 +342,12 @@ def test_a_thread_that_cannot_be_started_is_an_error_once(path: Path) -> None:
 
 
 def test_an_interrupted_wait_leaves_the_queue_usable(path: Path) -> None:
-    """Ctrl-C in a thread that waits for a result leaves the call, and the queue can be used again."""
+    """Ctrl-C in a thread that waits for a result ends the call, also in the loop, and the queue can be used again."""
     printed = run_script(
         """
         import os, signal, sys, threading
         from sitq import SyncTaskQueue
-        from tests.support import add
+        from tests.support import DEADLINE_SECONDS, add
         from tests.test_sync import Watched
 
         backend = Watched(sys.argv[1])
@@ -359,10 +363,10 @@ def test_an_interrupted_wait_leaves_the_queue_usable(path: Path) -> None:
                 try:
                     queue.get_result(task_id)
                 except KeyboardInterrupt:
-                    print("interrupted")
+                    print("interrupted", backend.left.acquire(timeout=DEADLINE_SECONDS / 4))
             print(queue.enqueue(add, 1, 2) != task_id)
         """,
         path,
     )
-    assert printed.split() == ["interrupted", "interrupted", "True"]
+    assert printed.split() == ["interrupted", "True", "interrupted", "True", "True"]
     assert len(rows(path)) == 2

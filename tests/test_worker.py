@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, Worker
-from sitq.models import to_micros
+from sitq import CloudpickleSerializer, ReservedTask, SQLiteBackend, TaskQueue, Worker
+from sitq.models import Outcome, Reservation, to_micros
 from tests.support import Runs, add, log_async, log_plain, multiply, rows
 from tests.worker_tasks import TellingBackend, block_at, connected, gate, wait_at
 
@@ -245,6 +245,34 @@ async def test_drain_runs_what_is_due_and_gives_the_count(slots: int, queue: Tas
     assert await Worker(backend, max_concurrency=slots).drain() == 10
     assert [(await queue.get_result(id_, timeout=0)).value for id_ in ids] == [2 * n for n in range(10)]  # type: ignore[union-attr]
     assert await Worker(backend, max_concurrency=slots).drain() == 0
+
+
+class Immediate(SQLiteBackend):
+    """Answers without a wait, as a store in the process's own memory would."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(":memory:")
+        self.waiting = list(range(count))
+        self.done: list[ReservedTask] = []
+
+    async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
+        """Gives out some."""
+        taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        payload = CloudpickleSerializer().dumps({"func": add, "args": (1, 2), "kwargs": {}, "context": {}})
+        format_, now = CloudpickleSerializer().format, datetime.now(UTC)
+        return Reservation([ReservedTask(n, n, str(n), payload, "add", format_, 1, 5, now) for n in taken])
+
+    async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Takes them."""
+        self.done += [outcome.task for outcome in outcomes]
+        return []
+
+
+async def test_a_backend_that_never_waits_is_drained() -> None:
+    """However many reservations it answers at once, none of them is made inside another."""
+    backend = Immediate(20_000)
+    assert await Worker(backend, max_concurrency=5).drain() == 20_000
+    assert len(backend.done) == 20_000
 
 
 async def test_drain_does_not_wait_for_an_eta(queue: TaskQueue, backend: SQLiteBackend) -> None:

@@ -42,6 +42,14 @@ class HostileError(Exception):
     __repr__ = __str__
 
 
+class HostileNotesError(Exception):
+    """Ends the program when a traceback asks for its notes."""
+
+    @property
+    def __notes__(self) -> NoReturn:
+        raise SystemExit(3)
+
+
 class OwnBaseError(BaseException):
     """Is not an Exception."""
 
@@ -139,6 +147,7 @@ async def run_between_neighbours(queue: TaskQueue, call: Callable[[], Any], back
         (partial(make, TwoArgumentsError, 7, "seven"), "TwoArgumentsError: 7: seven"),
         (partial(make, MuteError), "MuteError: <str() of the exception raised RuntimeError>"),
         (partial(make, HostileError), "HostileError: <str() of the exception raised SystemExit>"),
+        (partial(make, HostileNotesError, "no"), "HostileNotesError: no"),
         (partial(make, ValueError, "lone \ud800 surrogate"), "ValueError: lone \\ud800 surrogate"),
         (partial(make, ExceptionGroup, "group", [ValueError("a")]), "ExceptionGroup: group (1 sub-exception)"),
     ],
@@ -211,7 +220,7 @@ async def test_the_traceback_shows_the_cause(queue: TaskQueue, backend: SQLiteBa
 
 
 async def test_a_very_long_message_is_cut(queue: TaskQueue, backend: SQLiteBackend, runs: Runs) -> None:
-    """An error of a million characters keeps its beginning and its end, and says that it was cut."""
+    """An error of a million characters keeps its beginning and its end, and says that it was cut; so its traceback."""
     call = partial(raise_plain, runs, partial(make, ValueError, "begin" + "x" * 1_000_000 + "end"))
     result = await run_between_neighbours(queue, call, backend)
     assert result.error is not None
@@ -219,6 +228,8 @@ async def test_a_very_long_message_is_cut(queue: TaskQueue, backend: SQLiteBacke
     assert result.error.endswith("end")
     assert "left out" in result.error
     assert len(result.error) < 20_000
+    assert "left out" in (result.traceback or "")
+    assert len(result.traceback or "") < 200_000
 
 
 class Explodes:

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sitq import BackendError, SQLiteBackend, TaskQueue, Worker
+from sitq import BackendError, BackendUnavailableError, SQLiteBackend, TaskQueue, Worker
+from sitq.models import Reservation
 from tests.faults import (
     Clock,
     assert_healthy,
@@ -186,6 +188,33 @@ async def test_a_worker_survives_its_file(sick: SQLiteBackend, path: Path, runs:
     assert warnings("will run again")
     assert runs.lines() == ["held"]
     assert not os.path.exists(path)  # noqa: ASYNC240
+
+
+class FailsOnce(SQLiteBackend):
+    """Its third reservation fails."""
+
+    reservations = 0
+
+    async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
+        """Counts."""
+        self.reservations += 1
+        if self.reservations == 3:
+            raise BackendUnavailableError("no")
+        return await super().reserve(limit, lease=lease, alone=alone)
+
+
+async def test_a_drain_goes_no_further_than_the_first_error(path: Path) -> None:
+    """What comes with a reservation beside the one that failed is given back, and the error is raised."""
+    backend = FailsOnce(path)
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many(partial(add, n, n) for n in range(5000))
+        with pytest.raises(BackendUnavailableError):
+            await Worker(backend, max_concurrency=100).drain()
+        assert backend.reservations <= 5
+        found = [row["status"] for row in rows(path)]
+        assert set(found) == {"pending", "success"}
+        assert found.count("pending") > 4000
+        assert await Worker(backend, max_concurrency=100).drain() == found.count("pending")
 
 
 async def test_a_drain_of_a_sick_file_ends_with_the_error(sick: SQLiteBackend, path: Path, runs: Runs) -> None:

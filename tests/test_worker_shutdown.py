@@ -14,7 +14,7 @@ import pytest
 
 from sitq import BackendUnavailableError, ReservedTask, SQLiteBackend, TaskQueue, Worker
 from sitq.models import Outcome
-from tests.support import DEADLINE_SECONDS, Runs, add, rows
+from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows
 from tests.worker_tasks import block_at, connected, far_ahead, gate, log_attempt, wait_at
 
 END_AT_ONCE = 0.0
@@ -326,6 +326,70 @@ def test_a_loop_that_ends_without_stop_records_what_has_finished(path: Path, run
     assert not thread.is_alive()
     assert [(row["status"], row["attempt"]) for row in rows(path)] == [("success", 1)]
     assert runs.lines() == ["kept"]
+
+
+class RefusesOnce(SQLiteBackend):
+    """Does not take the first outcome, and says so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.refused = asyncio.Event()
+
+    async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Refuses, then records."""
+        if not self.refused.is_set():
+            self.refused.set()
+            raise BackendUnavailableError("not yet")
+        return await super().mark_success(outcomes)
+
+
+def test_a_loop_that_ends_without_stop_tries_a_refused_outcome_once_more(
+    path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where asyncio.run() cancels everything between two tries to record an outcome, it is recorded at the end."""
+    monkeypatch.setattr("sitq._recording.FIRST_RETRY_SECONDS", 3600.0)
+
+    async def main() -> None:
+        backend = RefusesOnce(path)
+        await Worker(backend).start()
+        await TaskQueue(backend).enqueue(log_async, runs, "kept")
+        await backend.refused.wait()
+
+    thread = run_loop(main)
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    assert [(row["status"], row["attempt"]) for row in rows(path)] == [("success", 1)]
+    assert runs.lines() == ["kept"]
+
+
+class HangsOnce(SQLiteBackend):
+    """Does not answer to the first failure, and says so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs = asyncio.Event()
+
+    async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Hangs, then records."""
+        if not self.hangs.is_set():
+            self.hangs.set()
+            await asyncio.Event().wait()
+        return await super().mark_failure(outcomes)
+
+
+def test_a_loop_that_ends_while_a_failure_is_recorded_ends_and_keeps_it(path: Path) -> None:
+    """The worker's end, which waits for the recording, is told that it was cancelled and has it done again."""
+
+    async def main() -> None:
+        backend = HangsOnce(path)
+        await Worker(backend).start()
+        await TaskQueue(backend).enqueue("tests.support:add", 1, "two")
+        await backend.hangs.wait()
+
+    thread = run_loop(main)
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    assert [(row["status"], row["attempt"]) for row in rows(path)] == [("failed", 1)]
 
 
 @pytest.mark.parametrize("task", [wait_at, block_at])

@@ -67,7 +67,8 @@ class Dispatcher:
         self._wakeup = asyncio.Event()
         self._recorder = Recorder(backend, self._recorded)
         self._look = True  # another look may find something
-        self._taking = False
+        self._taking = False  # tasks of a reservation are being started: _advance() follows
+        self._advancing = False
         self._saturated = False  # the latest look brought all that it asked for
         self._look_at = self._loop.time() + settings.poll_interval
         self._watch = contextlib.ExitStack()
@@ -130,6 +131,9 @@ class Dispatcher:
     def _advance(self) -> int:
         """Hands on what has finished and asks for more, as far as there is room; returns the room that is left."""
         self._recorder.flush()
+        if self._advancing or self._stopping or self._error is not None:
+            return 0
+        self._advancing = True  # a backend that answers without a wait would come back here, deeper and deeper
         while limit := self._free_slots():
             # A second reservation beside one that is under way, but not beside a last attempt.
             beside = self._saturated and not self._asked_alone
@@ -139,6 +143,7 @@ class Dispatcher:
             reservation = asyncio.Task(self._reserve(limit), loop=self._loop, eager_start=True)
             self._reservations.add(reservation)  # the loop itself keeps only a weak reference
             reservation.add_done_callback(self._reservations.discard)
+        self._advancing = False
         return limit
 
     def _free_slots(self) -> int:
@@ -164,8 +169,7 @@ class Dispatcher:
             try:
                 self._take(reservation, limit, alone, before)
                 # At once: a turn of the loop later, the backend would have been idle for as long.
-                if not self._stopping:
-                    self._advance()
+                self._advance()
             except Exception as error:
                 self._error = error  # a backend that breaks its contract: end, and say so
         except Exception as error:
@@ -175,7 +179,7 @@ class Dispatcher:
             else:
                 self._back_off(error)
         finally:
-            if not self._reserving:  # else the next one will come back here
+            if not self._reserving or self._error is not None:  # else the next one will come back here
                 self._wakeup.set()
 
     def _take(self, reservation: Reservation, limit: int, alone: bool, before: float) -> None:
@@ -183,16 +187,19 @@ class Dispatcher:
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
         self._look |= bool(reservation.buried)  # there may be more of them than one look takes
-        if self._stopping:
-            self._given_back += reservation.tasks
-            return
         if reservation.tasks:
             logger.debug("reserved %d tasks", len(reservation.tasks))
-            self._taking = True
+        self._taking = True
+        try:
             for task in reservation.tasks:
-                self._start(HeldTask(task, before))
+                if self._stopping or self._error is not None:  # perhaps by one of them
+                    self._given_back.append(task)
+                else:
+                    self._start(HeldTask(task, before))
+        finally:
             self._taking = False
-        self._plan(reservation, limit, alone)
+        if not self._stopping:
+            self._plan(reservation, limit, alone)
 
     def _plan(self, reservation: Reservation, limit: int, alone: bool) -> None:
         """Decides when to look again."""

@@ -81,7 +81,7 @@ class Recorder:
                     logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
-        except asyncio.CancelledError:
+        except BaseException:
             # The loop ends, and nobody stopped the worker: its end has the last word.
             self._waiting[:0] = batch
             batch = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sys
 import threading
@@ -115,8 +116,8 @@ class SyncTaskQueue(SyncOperations):
         except concurrent.futures.CancelledError:
             raise BackendError("the SyncTaskQueue was closed while this call waited") from None
         except BaseException:
-            if not call.outcome.done():  # KeyboardInterrupt: nobody waits for it any more
-                loop.call_soon_threadsafe(call.cancel)
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                loop.call_soon_threadsafe(call.cancel)  # KeyboardInterrupt: nobody waits for it any more
             raise
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:

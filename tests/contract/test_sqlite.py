@@ -3,18 +3,20 @@
 import asyncio
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from sitq import Backend, BackendError, SQLiteBackend
+from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Job
-from sitq.models import Reservation
+from sitq.models import Outcome, Reservation
 from sitq.testing import ManualClock
-from sitq.testing._contract.base import new, successes, take, until
+from sitq.testing._contract.base import LEASE_SECONDS, failures, ids, look, new, successes, take, until
 from sitq.testing._contract.calling import cancel, turns
 from sitq.testing.contract import BackendContract
-from tests.faults import Clock, new_task
+from tests.faults import Clock, new_task, write_lock
 from tests.support import DEADLINE_SECONDS, rows
 from tests.worker_tasks import connected
 
@@ -82,6 +84,50 @@ async def test_a_large_batch_that_is_refused_leaves_no_transaction_open(path: Pa
             await backend.enqueue([*new(3000), new_task("taken")])
         await backend.enqueue([new_task("after")])
         assert [row["task_id"] for row in rows(path)] == ["taken", "after"]
+
+
+async def test_a_last_attempt_is_said_to_wait_only_where_it_is_the_next_one() -> None:
+    """While an ordinary task is left that became due earlier it is not; where both became due together, it is."""
+    clock = ManualClock()
+    (last,), ordinary = new(max_attempts=1), new(2)
+    async with connected(SQLiteBackend(":memory:", clock=clock)) as backend:
+        await backend.enqueue(ordinary)
+        clock.advance(1)
+        await backend.enqueue([last])
+        found = [await backend.reserve(1, lease=LEASE_SECONDS, alone=False) for _ in ordinary]
+        assert [(ids(each.tasks), each.last_attempt_waiting) for each in found] == [
+            (ids(ordinary[:1]), False),
+            (ids(ordinary[1:]), True),
+        ]
+    async with connected(SQLiteBackend(":memory:", clock=clock)) as backend:
+        await backend.enqueue([*ordinary, last])
+        reservation = await backend.reserve(1, lease=LEASE_SECONDS, alone=False)
+        assert (ids(reservation.tasks), reservation.last_attempt_waiting) == (ids(ordinary[:1]), True)
+
+
+async def test_a_limit_leaves_what_became_due_later() -> None:
+    """Not what was stored later: of two tasks that are due, one caller gets the older one by its eta."""
+    clock = ManualClock()
+    async with connected(SQLiteBackend(":memory:", clock=clock)) as backend:
+        now = clock()
+        late, early = (new(eta=datetime.fromtimestamp(now + after, UTC))[0] for after in (20, 10))
+        await backend.enqueue([late, early])
+        clock.advance(30)
+        assert [ids(await take(backend, 1)) for _ in range(2)] == [ids([early]), ids([late])]
+
+
+async def test_the_opposite_of_a_recorded_outcome_is_refused() -> None:
+    """A task that succeeded cannot fail by the same claim, nor the other way round, and its holder is told."""
+    async with connected(SQLiteBackend(":memory:")) as backend:
+        tasks = new(2)
+        await backend.enqueue(tasks)
+        good, bad = await take(backend, 2)
+        await backend.mark_success(successes([good]))
+        await backend.mark_failure(failures([bad]))
+        before = [await look(backend, task) for task in tasks]
+        assert list(await backend.mark_failure(failures([good]))) == [good]
+        assert list(await backend.mark_success(successes([bad]))) == [bad]
+        assert [await look(backend, task) for task in tasks] == before
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
@@ -152,3 +198,54 @@ async def test_a_reservation_whose_loop_has_ended_gives_its_tasks_back(path: Pat
             held = await until(lambda: take(backend))
             assert [(task.task_id, task.attempt) for task in held] == [(task.task_id, 1) for task in tasks]
             await backend.mark_success(successes(held))
+
+
+async def test_a_reservation_whose_loop_was_closed_under_it_gives_its_tasks_back(path: Path) -> None:
+    """Where a loop is closed without cancelling what waits in it, the tasks can be taken all the same."""
+    async with connected(SQLiteBackend(path)) as backend:
+        tasks = new(3)
+        await backend.enqueue(tasks)
+        loop = asyncio.new_event_loop()
+        with write_lock(path):
+            reserving = loop.create_task(backend.reserve(3, lease=3600, alone=False))
+            await asyncio.to_thread(loop.run_until_complete, asyncio.sleep(0))
+            loop.close()
+        held = await until(lambda: take(backend))
+        assert [(task.task_id, task.attempt) for task in held] == [(task.task_id, 1) for task in tasks]
+        assert not reserving.done()
+
+
+async def test_a_task_that_is_given_back_keeps_its_place(path: Path) -> None:
+    """It is the oldest again, and does not stand behind what came after it."""
+    clock = Clock()
+    async with connected(SQLiteBackend(path, clock=clock)) as backend:
+        for task_id in ("first", "second"):
+            await backend.enqueue([new_task(task_id)])
+            clock.now += 1
+        held = (await backend.reserve(1, lease=3600, alone=True)).tasks
+        await backend.release(held)
+        (again,) = (await backend.reserve(1, lease=3600, alone=True)).tasks
+    assert (again.task_id, again.attempt) == ("first", 1)
+
+
+async def test_a_close_behind_several_reservations_answers_all_of_them(path: Path) -> None:
+    """A hop takes one reservation, but nothing is queued behind the close."""
+    backend = SQLiteBackend(path)
+    await backend.connect()
+    await backend.enqueue([new_task(str(n)) for n in range(9)])
+    calls = [asyncio.ensure_future(backend.reserve(2, lease=30, alone=False)) for _ in range(4)]
+    await asyncio.sleep(0)
+    await backend.close()
+    assert [len((await call).tasks) for call in calls] == [2, 2, 2, 2]
+
+
+async def test_large_payloads_are_not_kept_by_a_cached_statement(path: Path) -> None:
+    """What is stored or recorded together takes several statements where it is large, in one transaction."""
+    payload = b"x" * (statements.PIECE_BYTES // 4)
+    rows_of = list(statements.enqueue(0, [new_task(str(n), payload) for n in range(10)]))
+    assert [len(piece) for piece in statements._pieces(rows_of)] == [4, 4, 2]
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task(str(n), payload) for n in range(10)])
+        taken = (await backend.reserve(10, lease=30, alone=False)).tasks
+        await backend.mark_success([Outcome(task, payload) for task in taken])
+    assert {len(row["result"]) for row in rows(path)} == {len(payload)}

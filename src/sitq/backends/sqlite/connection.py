@@ -261,7 +261,7 @@ class Connection:
         with self._lock:
             jobs = list(self._jobs)
             reservations = [n for n, job in enumerate(jobs) if job.wanted is not None]
-            if len(reservations) > 1:
+            if len(reservations) > 1 and not self._closed:  # what is queued then runs after the close
                 del jobs[reservations[1] :]
                 for _ in jobs:
                     self._jobs.popleft()

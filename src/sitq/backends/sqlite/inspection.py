@@ -73,17 +73,14 @@ _INFO = """task_id, name, status, attempt, max_attempts, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
     started_at, finished_at"""
 _LIST_ALL = f"SELECT {_INFO} FROM tasks ORDER BY id DESC LIMIT ?"
-# Three indexes hold the live rows, by what their next attempt would be (see schema.py).
+# Two indexes hold the live rows, by whether their next attempt is an ordinary one (see schema.py).
 _LIST_LIVE = f"""
     SELECT {_INFO} FROM tasks WHERE id IN (
         SELECT id FROM tasks INDEXED BY tasks_due
             WHERE finished_at IS NULL AND max_attempts > attempt + 1 AND status = ?1
         UNION ALL
         SELECT id FROM tasks INDEXED BY tasks_last
-            WHERE finished_at IS NULL AND max_attempts = attempt + 1 AND status = ?1
-        UNION ALL
-        SELECT id FROM tasks INDEXED BY tasks_spent
-            WHERE finished_at IS NULL AND max_attempts <= attempt AND status = ?1
+            WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND status = ?1
         ORDER BY id DESC LIMIT ?2)
     ORDER BY id DESC
 """

@@ -11,11 +11,12 @@ APPLICATION_ID = 0x73697471  # "sitq", where the `file` command looks for it
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 
 # `available_at` is when a waiting task is due and, while a task runs, when its lease ends: so one
-# index finds what can be taken, whether it waits or was abandoned. Live rows are kept in three
-# indexes by whether their next attempt is an ordinary one, the last one, or not permitted: one kind
-# never has to be scanned past to reach another, and the statement of the hot path has no cases. The
-# form of the conditions matters: with the sum on the left, SQLite 3.40 does not see that a query
-# implies them.
+# index finds what can be taken, whether it waits or was abandoned. Live rows are kept in two
+# indexes by whether their next attempt is an ordinary one: one kind never has to be scanned past to
+# reach the other, and the statement of the hot path has no cases. A third one finds those whose next
+# attempt is not permitted behind those that wait for their last. (They are in `tasks_last` as well,
+# for a process of version 1 may have the file open.) The form of the conditions matters: with the sum
+# on the left, SQLite 3.40 does not see that a query implies them.
 MIGRATIONS = (
     """
     CREATE TABLE tasks (
@@ -43,9 +44,6 @@ MIGRATIONS = (
     CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
     """,
     """
-    DROP INDEX tasks_last;
-    CREATE INDEX tasks_last ON tasks (available_at, id)
-        WHERE finished_at IS NULL AND max_attempts = attempt + 1;
     CREATE INDEX tasks_spent ON tasks (available_at, id)
         WHERE finished_at IS NULL AND max_attempts <= attempt;
     """,

@@ -61,11 +61,15 @@ ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540,
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
 Nine columns in each: 7,290 variables at most. Stock SQLite allows 32,766 since 3.32."""
 
+PIECE_BYTES = 1024 * 1024
+"""Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
+
 STATUSES = frozenset(get_args(Status.__value__))
 
 # The live rows, by what their next attempt would be (see schema.py).
 _DUE = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1"
-_LAST = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts = attempt + 1"
+_LAST_OR_SPENT = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1"
+_LAST = f"{_LAST_OR_SPENT} AND max_attempts > attempt"
 _SPENT = "tasks INDEXED BY tasks_spent WHERE finished_at IS NULL AND max_attempts <= attempt"
 _OLD = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
 _HELD = "id = NEW.key AND claim = NEW.claim AND finished_at IS NULL"
@@ -126,6 +130,7 @@ _ENQUEUES = {
     """
     for count, values in _VALUES.items()
 }
+_DATA = {"enqueue": 5, "finish": 6}  # where a row holds what may be large
 _NO_CHANGE: Row = (None,) * 9
 
 _HEADS = "SELECT " + ", ".join(
@@ -137,7 +142,7 @@ _RESERVED = " UNION ALL ".join(
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
         FROM {some} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
     """
-    for some in (_DUE, _LAST, _SPENT)
+    for some in (_DUE, _LAST_OR_SPENT)
 )
 _IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ? AND finished_at IS NOT NULL"
 _GET = """
@@ -161,17 +166,17 @@ def install(connection: sqlite3.Connection) -> None:
 
 def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
     """Carries out changes, all or none, and returns what there is to note about them."""
-    rows = list(rows)
+    pieces = list(_pieces(rows))
     only_stored = False
-    if not rows:
+    if not pieces:
         return frozenset()
-    if len(rows) <= ROW_COUNTS[-1]:
-        only_stored = _insert(connection, rows)
+    if len(pieces) == 1:
+        only_stored = _insert(connection, pieces[0])
     else:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for piece in itertools.batched(rows, ROW_COUNTS[-1], strict=False):
-                _insert(connection, list(piece))
+            for piece in pieces:
+                _insert(connection, piece)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:  # a full disk has rolled back already
@@ -183,6 +188,20 @@ def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
     if notes:
         connection.execute("DELETE FROM note")
     return notes
+
+
+def _pieces(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Divides changes into what one statement takes."""
+    piece: list[Row] = []
+    size = 0
+    for row in rows:
+        size += len(row[_DATA.get(row[0], 8)] or b"")
+        if piece and (len(piece) == ROW_COUNTS[-1] or size > PIECE_BYTES):
+            yield piece
+            piece, size = [], len(row[_DATA.get(row[0], 8)] or b"")
+        piece.append(row)
+    if piece:
+        yield piece
 
 
 def _insert(connection: sqlite3.Connection, rows: list[Row]) -> bool:

@@ -30,8 +30,7 @@ class Writeback:
         self._commits += 1
         if self._commits % COMMITS_BETWEEN == 0:
             if self._thread is None:  # not before: who only enqueues has no use for it
-                self._thread = threading.Thread(target=self._run, name="sitq-writeback", daemon=True)
-                self._thread.start()
+                self._start()
             self._due.set()
 
     def close(self) -> None:
@@ -41,9 +40,18 @@ class Writeback:
         if self._thread is not None:
             self._thread.join()
 
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="sitq-writeback", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads: what was committed is committed
+            thread.start()
+            self._thread = thread
+
     def _run(self) -> None:
         # An error is SQLite's to report: its own sync is told of it as well.
         with contextlib.suppress(OSError), open(self._path, "rb") as wal:  # SQLite has no POSIX lock on this file
-            while self._due.wait() and not self._closed:
+            while True:
+                self._due.wait()
                 self._due.clear()
+                if self._closed:  # set before the event: read after the event was cleared
+                    return
                 os.fdatasync(wal.fileno())
