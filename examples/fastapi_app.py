@@ -3,7 +3,7 @@
     uvicorn examples.fastapi_app:app
 
     curl -d '{"text": "to be or not to be"}' -H 'content-type: application/json' localhost:8000/documents
-    curl localhost:8000/documents/<task_id>?wait=5
+    curl 'localhost:8000/documents/<task_id>?wait=5'
 
 The queue file is ``app.db``, or what the environment variable ``QUEUE_FILE`` says.
 """

@@ -3,7 +3,7 @@
     uvicorn --factory examples.starlette_app:make_app
 
     curl -d '[3, 4, 5]' localhost:8000/squares
-    curl localhost:8000/squares/<task_id>
+    curl 'localhost:8000/squares/<task_id>'
 
 The queue file is ``app.db``, or what the environment variable ``QUEUE_FILE`` says.
 """

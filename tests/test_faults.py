@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import sqlite3
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from sitq import BackendError, ReservedTask, Result, SQLiteBackend, TaskQueue, Worker
-from sitq.backends.sqlite import patience, statements
+from sitq.backends.sqlite import patience
 from sitq.errors import BackendCorruptError, BackendReadOnlyError, BackendUnavailableError
 from sitq.models import Outcome
 from tests.faults import (
@@ -164,25 +163,6 @@ async def test_a_lock_that_is_held_for_less_than_the_busy_timeout_is_waited_for(
             assert not done
         await waiting
     assert len(rows(path)) == 1
-
-
-async def test_calls_side_by_side_wait_for_a_lock_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand callers of a locked file get the error after one busy timeout, not one after the other."""
-    hops, tries = itertools.count(), itertools.count()
-
-    def counted(*arguments: Any) -> Any:
-        next(tries)
-        return statements.apply(*arguments)
-
-    backend = SQLiteBackend(path, busy_timeout=BUSY_SECONDS, clock=lambda: 2e9 + next(hops))
-    async with connected(backend):
-        monkeypatch.setattr("sitq.backends.sqlite.connection.apply", counted)
-        before = next(hops)
-        with write_lock(path):
-            calls = (backend.enqueue([new_task(str(n))]) for n in range(1000))
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(answer) for answer in answers} == {BackendUnavailableError}
-        assert next(tries) <= next(hops) - before - 1
 
 
 async def test_a_reader_is_answered_although_its_neighbours_wait_for_the_lock(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sitq import Backend, BackendError, SQLiteBackend
+from sitq import Backend, SQLiteBackend
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Job
 from sitq.models import Outcome, Reservation
@@ -60,30 +60,6 @@ async def test_reservations_at_one_instant_get_each_their_own(path: Path) -> Non
         await one.enqueue(tasks)
         found = [await take(by, 1, alone=False) for by in (one, other, one, other)]
     assert [[task.task_id for task in some] for some in found] == [[task.task_id] for task in tasks]
-
-
-async def test_a_last_attempt_that_is_not_the_oldest_is_not_waited_for(path: Path) -> None:
-    """A worker is told of a last attempt when that one is next, and not while ordinary tasks are due before it."""
-    clock = Clock()
-    async with connected(SQLiteBackend(path, clock=clock)) as backend:
-        for tasks in (new(2), [new_task("last", max_attempts=1)]):
-            await backend.enqueue(tasks)
-            clock.now += 1
-        waiting = []
-        for _ in range(2):
-            reservation = await backend.reserve(1, lease=3600, alone=False)
-            waiting.append(reservation.last_attempt_waiting)
-    assert waiting == [False, True]
-
-
-async def test_a_large_batch_that_is_refused_leaves_no_transaction_open(path: Path) -> None:
-    """What takes several statements is undone as a whole, and what comes after it is committed."""
-    async with connected(SQLiteBackend(path)) as backend:
-        await backend.enqueue([new_task("taken")])
-        with pytest.raises(BackendError):
-            await backend.enqueue([*new(3000), new_task("taken")])
-        await backend.enqueue([new_task("after")])
-        assert [row["task_id"] for row in rows(path)] == ["taken", "after"]
 
 
 async def test_a_last_attempt_is_said_to_wait_only_where_it_is_the_next_one() -> None:
