@@ -238,6 +238,8 @@ class Connection:
             for job in jobs:
                 job.error = self._translated(error)
         topics = {topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)}
+        # Where more is queued, first the system call, for in it the loop would take the interpreter lock
+        # as soon as it has its answers: so the next statement starts while the loop wakes up.
         more = bool(self._jobs)
         if more and topics:
             self._announce(topics)
