@@ -85,7 +85,7 @@ def nothing_left_open() -> Iterator[None]:
     threads, files = set(threading.enumerate()), open_files()
     yield
     gc.collect()
-    assert {thread.name for thread in set(threading.enumerate()) - threads} <= {"sitq-exit"}
+    assert {thread.name for thread in set(threading.enumerate()) - threads} == set()
     assert open_files() <= files
 
 

@@ -47,10 +47,8 @@ int sync_count(void) { return count; }
 COUNTED = """
 import asyncio, ctypes, sys
 from sitq import NewTask, SQLiteBackend
-from sitq.backends.sqlite import writeback
 from sitq.models import Outcome
 
-writeback.COMMITS_BETWEEN = 1_000_000  # it promises nothing, and comes when it likes
 synced = ctypes.CDLL(None).sync_count
 path, durability = sys.argv[1:]
 N = 20

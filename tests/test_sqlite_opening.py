@@ -242,7 +242,7 @@ async def test_a_refused_file_is_not_kept_open(backend: SQLiteBackend, path: Pat
     threads, files = set(threading.enumerate()), open_files()
     with pytest.raises(BackendCorruptError) as refused:
         await backend.connect()
-    await until(lambda: {thread.name for thread in set(threading.enumerate()) - threads} <= {"sitq-exit"})
+    await until(lambda: {thread.name for thread in set(threading.enumerate()) - threads} == set())
     assert open_files() <= files
     assert refused.value.__traceback__ is not None  # it is here still, and so is all that it refers to
 

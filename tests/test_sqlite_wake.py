@@ -62,9 +62,9 @@ class NoReaders(asyncio.SelectorEventLoop):
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the file is watched."""
     if request.param == "no inotify":
-        monkeypatch.setattr(wake, "_inotify", None)
+        monkeypatch.setattr(wake, "_libc", None)
     elif request.param == "inotify" and sys.platform == "linux":
-        assert wake._inotify is not None
+        assert wake._libc is not None
     return str(request.param)
 
 

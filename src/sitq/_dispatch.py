@@ -237,10 +237,7 @@ class Dispatcher:
         held.aio = asyncio.current_task()
         logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
         outcome = await execute(
-            task,
-            self._serializer,
-            partial(self._run_in_thread, held),
-            self._backend.max_payload_bytes,
+            task, self._serializer, partial(self._run_in_thread, held), self._backend.max_payload_bytes
         )
         if held not in self._held:
             return  # it was given back while it ignored its cancellation

@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
@@ -70,12 +69,7 @@ class TaskQueue(Operations):
             await self._connect()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Closes."""
         await self.close()
 
@@ -119,13 +113,7 @@ class TaskQueue(Operations):
     @overload
     async def enqueue[**P, T](self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
     async def enqueue(  # type: ignore[misc]  # P.kwargs may hold an eta of another type
-        self,
-        func: Callable[..., Any] | str,
-        /,
-        *args: Any,
-        eta: Eta = None,
-        context: Context = None,
-        **kwargs: Any,
+        self, func: Callable[..., Any] | str, /, *args: Any, eta: Eta = None, context: Context = None, **kwargs: Any
     ) -> TaskId[Any]:
         """Stores a call of ``func`` and returns its id.
 
@@ -155,11 +143,7 @@ class TaskQueue(Operations):
         return TaskId(task.task_id)
 
     async def enqueue_many(
-        self,
-        calls: Iterable[Callable[[], Any]],
-        *,
-        eta: Eta = None,
-        context: Context = None,
+        self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
     ) -> list[TaskId[Any]]:
         """Stores many calls in one transaction, all or none, and returns their ids in order.
 

@@ -233,12 +233,7 @@ def dump_call(serializer: Serializer, call: Call) -> bytes:
     Raises:
         SerializationError: Something in it cannot be serialized; the message names it.
     """
-    envelope = {
-        "func": call.func,
-        "args": call.args,
-        "kwargs": call.kwargs,
-        "context": call.context,
-    }
+    envelope = {"func": call.func, "args": call.args, "kwargs": call.kwargs, "context": call.context}
     try:
         return serializer.dumps(envelope)
     except Exception as error:

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from types import TracebackType
 from typing import Any, Self, overload
 
 from sitq._checks import refuse_running_loop
@@ -43,14 +42,11 @@ class SyncTaskQueue(SyncOperations):
         max_attempts: int = 5,
     ) -> None:
         self._queue = TaskQueue(
-            backend,
-            serializer,
-            default_result_timeout=default_result_timeout,
-            max_attempts=max_attempts,
+            backend, serializer, default_result_timeout=default_result_timeout, max_attempts=max_attempts
         )
         self._pid: int | None = None
         self._lock = threading.RLock()  # a signal handler may call in the middle of a call
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[concurrent.futures.Future[Any], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -59,12 +55,7 @@ class SyncTaskQueue(SyncOperations):
         self._call(self._queue._connect)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes."""
         self.close()
 
@@ -89,7 +80,7 @@ class SyncTaskQueue(SyncOperations):
 
     async def _end(self) -> None:
         # The calls only: what the backend has under way ends by itself.
-        calls = self._calls.copy()
+        calls = [*self._calls.values()]
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -104,21 +95,31 @@ class SyncTaskQueue(SyncOperations):
             )
         if sys.is_finalizing():
             raise BackendError("the interpreter is about to exit: it runs no thread any more")
-        call = _PortalCall(function, self._calls)
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         with self._lock:
             loop = self._loop or self._start_loop()
             try:
-                loop.call_soon_threadsafe(call.begin)
+                loop.call_soon_threadsafe(self._begin, function, outcome)
             except RuntimeError:  # closed by a signal handler that came between
                 raise BackendError("the SyncTaskQueue was closed while this call began") from None
         try:
-            return call.outcome.result()
+            return outcome.result()
         except concurrent.futures.CancelledError:
             raise BackendError("the SyncTaskQueue was closed while this call waited") from None
         except BaseException:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                loop.call_soon_threadsafe(call.cancel)  # KeyboardInterrupt: nobody waits for it any more
+                loop.call_soon_threadsafe(self._cancel, outcome)  # KeyboardInterrupt: nobody waits for it any more
             raise
+
+    def _begin(self, function: Callable[[], Coroutine[Any, Any, Any]], outcome: concurrent.futures.Future[Any]) -> None:
+        # run_coroutine_threadsafe() would do, and takes a turn of the loop more on the way back.
+        call = asyncio.Task(_run(function, outcome), loop=asyncio.get_running_loop(), eager_start=True)
+        self._calls[outcome] = call
+        outcome.add_done_callback(self._calls.pop)
+
+    def _cancel(self, outcome: concurrent.futures.Future[Any]) -> None:
+        if outcome in self._calls:
+            self._calls[outcome].cancel()
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -156,13 +157,7 @@ class SyncTaskQueue(SyncOperations):
     @overload
     def enqueue[**P, T](self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
     def enqueue(  # type: ignore[misc]  # P.kwargs may hold an eta of another type
-        self,
-        func: Callable[..., Any] | str,
-        /,
-        *args: Any,
-        eta: Eta = None,
-        context: Context = None,
-        **kwargs: Any,
+        self, func: Callable[..., Any] | str, /, *args: Any, eta: Eta = None, context: Context = None, **kwargs: Any
     ) -> TaskId[Any]:
         """Stores a call of ``func`` and returns its id; see :meth:`TaskQueue.enqueue`.
 
@@ -172,11 +167,7 @@ class SyncTaskQueue(SyncOperations):
         return self._call(lambda: self._queue.enqueue(func, *args, eta=eta, context=context, **kwargs))
 
     def enqueue_many(
-        self,
-        calls: Iterable[Callable[[], Any]],
-        *,
-        eta: Eta = None,
-        context: Context = None,
+        self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
     ) -> list[TaskId[Any]]:
         """Stores many calls, all or none; see :meth:`TaskQueue.enqueue_many`.
 
@@ -200,40 +191,15 @@ class SyncTaskQueue(SyncOperations):
         return self._call(lambda: self._queue.get_result(task_id, timeout))
 
 
-class _PortalCall[T]:
-    """A call from another thread, as a task of the private loop.
-
-    ``run_coroutine_threadsafe`` would do, and takes a turn of the loop more on the way back. What a
-    payload raises, a SystemExit for instance, must not end the loop.
-    """
-
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], calls: set[asyncio.Task[Any]]) -> None:
-        self._function = function
-        self._calls = calls
-        self._task: asyncio.Task[None] | None = None
-        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def begin(self) -> None:
-        """Starts the call, in the private loop."""
-        self._task = asyncio.Task(self._run(), loop=asyncio.get_running_loop(), eager_start=True)
-        self._calls.add(self._task)
-        self._task.add_done_callback(self._calls.discard)
-
-    def cancel(self) -> None:
-        """Ends the call, in the private loop."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        try:
-            value = await self._function()
-        except asyncio.CancelledError:
-            self.outcome.cancel()
-            raise
-        except BaseException as error:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(value)
+async def _run[T](function: Callable[[], Coroutine[Any, Any, T]], outcome: concurrent.futures.Future[T]) -> None:
+    # What a payload raises, a SystemExit for instance, must not end the loop.
+    try:
+        outcome.set_result(await function())
+    except asyncio.CancelledError:
+        outcome.cancel()
+        raise
+    except BaseException as error:
+        outcome.set_exception(error)
 
 
 def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

@@ -134,12 +134,7 @@ def root() -> None:
 )
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
 def worker(
-    path: Path,
-    concurrency: int,
-    processes: int,
-    shutdown_timeout: float | None,
-    retention: float | None,
-    quiet: bool,
+    path: Path, concurrency: int, processes: int, shutdown_timeout: float | None, retention: float | None, quiet: bool
 ) -> None:
     """Run tasks until SIGTERM or SIGINT (Ctrl-C).
 

@@ -33,10 +33,7 @@ class ManualQueue(TaskQueue):
     ) -> None:
         self.backend: Backend = SQLiteBackend(":memory:") if backend is None else backend
         super().__init__(
-            self.backend,
-            serializer,
-            default_result_timeout=default_result_timeout,
-            max_attempts=max_attempts,
+            self.backend, serializer, default_result_timeout=default_result_timeout, max_attempts=max_attempts
         )
 
     async def drain(self, *, check: bool = True, max_concurrency: int = 10) -> int:
@@ -92,10 +89,7 @@ class ManualSyncQueue(SyncTaskQueue):
         self.backend: Backend = SQLiteBackend(":memory:") if backend is None else backend
         super().__init__(self.backend, serializer)
         self._manual = ManualQueue(
-            self.backend,
-            serializer,
-            default_result_timeout=default_result_timeout,
-            max_attempts=max_attempts,
+            self.backend, serializer, default_result_timeout=default_result_timeout, max_attempts=max_attempts
         )
         self._queue = self._manual
 

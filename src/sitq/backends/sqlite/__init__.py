@@ -29,6 +29,8 @@ LARGEST_PAYLOAD_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
 PRUNE_PAUSE_SECONDS = 5.0
+DUE = (None,)
+"""What is announced when tasks became due; what ended is announced by its id."""
 
 
 def _micros(seconds: float) -> int:
@@ -178,9 +180,9 @@ class SQLiteBackend(Inspection):
                     "elsewhere and pass a reference, or raise the limit"
                 )
         await self._connected().call(
-            Job(_nothing, lambda now: statements.enqueue(now, tasks), synced=True, announce=_something_due),
+            Job(lambda *_: None, lambda now: statements.enqueue(now, tasks), synced=True, announce=lambda _: DUE),
             # Now, not after the commit: the worker's look queues right behind the insert.
-            on_queued=lambda: self._watchers.notify((None,)),
+            on_queued=lambda: self._watchers.notify(DUE),
         )
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
@@ -205,11 +207,11 @@ class SQLiteBackend(Inspection):
             if self._prunes_now() and not self._may_prune(connection, now):
                 self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
             found = statements.reserved(connection, now, limit, claim, until, notes)
-            self._more_is_due = len(found.rows) == limit
+            self._more_is_due = len(found[0]) == limit
             return found
 
         found = await self._connected().call(
-            Job(read, changes, wanted=wanted, announce=lambda found: found.buried, on_abandoned=self._give_back)
+            Job(read, changes, wanted=wanted, announce=lambda found: found[1].buried, on_abandoned=self._give_back)
         )
         return statements.to_reservation(found)
 
@@ -247,7 +249,7 @@ class SQLiteBackend(Inspection):
         return Job(
             lambda _, __, notes: statements.refused(tasks, notes),
             lambda now: statements.release(now, tasks),
-            announce=_something_due,
+            announce=lambda _: DUE,
         )
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
@@ -273,7 +275,7 @@ class SQLiteBackend(Inspection):
             touch(self._wal_path)
 
     def _give_back(self, found: statements.Found) -> None:
-        if found.rows:
+        if found[0]:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
                 self._connected().post(self._releasing(statements.to_reservation(found).tasks))
 
@@ -285,12 +287,3 @@ class SQLiteBackend(Inspection):
 
     def _may_prune(self, connection: sqlite3.Connection, now: int) -> bool:
         return self._prunes_now() and statements.is_prunable(connection, self._keep_after(now))
-
-
-def _something_due(_: object) -> tuple[None]:
-    """What is announced when tasks became due."""
-    return (None,)
-
-
-def _nothing(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> None:
-    """What an ``enqueue`` has to read after its commit."""

@@ -5,9 +5,9 @@ import itertools
 import os
 import sqlite3
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from sitq.backends.sqlite.patience import PatientConnection
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import Notes, Row, apply, install
 from sitq.backends.sqlite.translation import translate
-from sitq.backends.sqlite.writeback import Writeback
 from sitq.errors import BackendError, BackendReadOnlyError, BackendUnavailableError
 
 type Durability = Literal["enqueue", "full", "normal"]
@@ -25,6 +24,7 @@ type Durability = Literal["enqueue", "full", "normal"]
 CACHED_STATEMENTS = 128
 
 
+@dataclass(slots=True, eq=False)
 class Job[T]:
     """Something to change and something to read, and who waits for it.
 
@@ -41,27 +41,16 @@ class Job[T]:
         on_abandoned: Called with the result where nobody waits for it any more.
     """
 
-    __slots__ = ("announce", "changes", "error", "future", "on_abandoned", "read", "result", "synced", "wanted")
-
-    def __init__(
-        self,
-        read: Callable[[sqlite3.Connection, int, Notes], T],
-        changes: Callable[[int], Iterable[Row]] | None = None,
-        *,
-        wanted: Callable[[sqlite3.Connection, int], bool] | None = None,
-        synced: bool = False,
-        announce: Callable[[T], Iterable[str | None]] | None = None,
-        on_abandoned: Callable[[T], object] | None = None,
-    ) -> None:
-        self.read = read
-        self.changes = changes
-        self.wanted = wanted
-        self.synced = synced
-        self.announce = announce
-        self.on_abandoned = on_abandoned
-        self.future: asyncio.Future[T] | None = None
-        self.result: T | None = None
-        self.error: BaseException | None = None
+    read: Callable[[sqlite3.Connection, int, Notes], T]
+    changes: Callable[[int], Iterable[Row]] | None = None
+    _: KW_ONLY
+    wanted: Callable[[sqlite3.Connection, int], bool] | None = None
+    synced: bool = False
+    announce: Callable[[T], Iterable[str | None]] | None = None
+    on_abandoned: Callable[[T], object] | None = None
+    future: asyncio.Future[T] | None = field(default=None, init=False)
+    result: T | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
 
     def abandon(self) -> None:
         """Undoes what nobody waits for."""
@@ -107,7 +96,6 @@ class Connection:
         self._closed = False
         self._pid = os.getpid()
         self._synchronous = ""
-        self._writeback = Writeback(f"{path}-wal") if path != ":memory:" and hasattr(os, "fdatasync") else None
         self._identity: tuple[int, int] | None = None
 
     async def open(self) -> None:
@@ -123,13 +111,16 @@ class Connection:
                 cached_statements=CACHED_STATEMENTS,
                 factory=PatientConnection,
             )
+            # A daemon: a backend that nobody closed must not keep the interpreter from exiting. What it
+            # would still do was not acknowledged.
+            self._aiosqlite._thread.daemon = True
             try:
                 await self._aiosqlite
             except BaseException:
                 # The thread was told to end, and answers to this loop before it does: wait for that,
                 # for the loop may be closed soon.
-                if self.thread.is_alive():
-                    await asyncio.to_thread(self.thread.join)
+                if self._aiosqlite._thread.is_alive():
+                    await asyncio.to_thread(self._aiosqlite._thread.join)
                 raise
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
@@ -141,7 +132,6 @@ class Connection:
             raise BackendUnavailableError(
                 f"{self._path}: the file cannot be created; check that its folder exists ({error})"
             ) from error
-        _end_at_exit(self)
         assert isinstance(self._aiosqlite._conn, PatientConnection)
         self._sqlite = self._aiosqlite._conn
         self._sqlite.patience = self._busy_timeout
@@ -165,21 +155,7 @@ class Connection:
                 return
             self._closed = True
         if self._pid == os.getpid():
-            if self._writeback is not None:
-                self._aiosqlite._tx.put_nowait((None, self._writeback.close))
             await self._aiosqlite.close()
-
-    @property
-    def thread(self) -> threading.Thread:
-        """The thread, which is not a daemon."""
-        return self._aiosqlite._thread
-
-    def end(self) -> None:
-        """Ends the thread without waiting for it; the interpreter is about to exit."""
-        with self._lock:
-            if not self._closed:  # else close() is about to do it, and waits for the answer
-                self._closed = True
-                self._aiosqlite.stop()
 
     async def call[T](self, job: Job[T], *, on_queued: Callable[[], object] | None = None) -> T:
         """Runs ``job`` and returns its result.
@@ -295,8 +271,6 @@ class Connection:
                 else:
                     self._run_alone(job, now)
             return
-        if writers and self._writeback is not None and self._synchronous != "FULL":
-            self._writeback.committed()
         if synced:
             self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
         for job in jobs:
@@ -352,30 +326,3 @@ class Connection:
 def _deliver(jobs: list[Job[Any]]) -> None:
     for job in jobs:
         job.deliver()
-
-
-_open: weakref.WeakSet[Connection] = weakref.WeakSet()
-_reaper: threading.Thread | None = None
-
-
-def _end_at_exit(connection: Connection) -> None:
-    """Lets the interpreter exit although nobody closed ``connection``.
-
-    aiosqlite's thread is not a daemon, and the interpreter waits for it before atexit runs. One
-    daemon thread that waits for the end of the other threads gets its turn before that.
-    """
-    global _reaper
-    _open.add(connection)
-    if _reaper is None or not _reaper.is_alive():
-        _reaper = threading.Thread(target=_end_open, name="sitq-exit", daemon=True)
-        _reaper.start()
-
-
-def _end_open() -> None:
-    threading.main_thread().join()
-    ours = {connection.thread for connection in _open}
-    for thread in threading.enumerate():
-        if not thread.daemon and thread not in ours and thread is not threading.main_thread():
-            thread.join()  # it may still use a queue
-    for connection in list(_open):
-        connection.end()

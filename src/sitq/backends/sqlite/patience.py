@@ -6,7 +6,6 @@ from typing import Any
 
 FIRST_WAIT_SECONDS = 0.0002
 LONGEST_WAIT_SECONDS = 0.002
-MANY_PARAMETERS = 100
 
 
 class PatientConnection(sqlite3.Connection):
@@ -31,20 +30,5 @@ class PatientConnection(sqlite3.Connection):
                 busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > give_up_at:
                     raise
-            if len(parameters) > MANY_PARAMETERS and not self.in_transaction:
-                return self._in_turn(sql, parameters)
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-
-    def _in_turn(self, sql: str, parameters: Any) -> sqlite3.Cursor:
-        # Each try would bind them all again, with the interpreter lock held: wait with a statement
-        # that has none.
-        self.execute("BEGIN IMMEDIATE")
-        try:
-            cursor = super().execute(sql, parameters)
-            super().execute("COMMIT")
-        except BaseException:
-            if self.in_transaction:
-                super().execute("ROLLBACK")
-            raise
-        return cursor

@@ -25,8 +25,9 @@ import itertools
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import inf
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from sitq.errors import BackendCorruptError
 from sitq.models import (
@@ -44,16 +45,8 @@ from sitq.models import (
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
-
-
-class Found(NamedTuple):
-    """What a reservation found, as SQLite gives it; otherwise as :class:`~sitq.models.Reservation`."""
-
-    rows: list[Row]
-    buried: list[str]
-    next_due_in: float | None
-    last_attempt_waiting: bool
-
+type Found = tuple[list[Row], Reservation]
+"""What a reservation found: its tasks as SQLite gives them, and the rest as the contract has it."""
 
 BURIED_PER_RESERVATION = 100
 PRUNED_PER_RESERVATION = 200
@@ -271,8 +264,7 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
     rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
     due, last, spent = _heads(connection)
     ahead = min((at for at in (due, last, spent) if at > now), default=inf)
-    return Found(
-        rows=rows,
+    return rows, Reservation(
         buried=[key for kind, key, its_claim in notes if kind == "buried" and its_claim == claim],
         next_due_in=None if ahead == inf else (ahead - now) / 1_000_000,
         last_attempt_waiting=last <= now and last <= due,
@@ -281,9 +273,9 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next hop."""
-    rows, buried, next_due_in, last_attempt_waiting = found
+    rows, reservation = found
     rows.sort()  # by the end of the lease, which keeps the order
-    return Reservation([_reserved(row) for row in rows], buried, next_due_in, last_attempt_waiting)
+    return replace(reservation, tasks=[_reserved(row) for row in rows])
 
 
 def _reserved(row: Row) -> ReservedTask:

@@ -3,16 +3,17 @@
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 POLL_SECONDS = 0.02
 """How often the -wal file is looked at where there is no inotify."""
 
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
 
 
@@ -31,8 +32,7 @@ def touch(wal_path: str) -> None:
             os.utime(wal_path)
 
 
-class _Watch(Protocol):
-    def close(self) -> None: ...
+type _Watch = _InotifyWatch | _PollWatch
 
 
 class Watchers:
@@ -52,10 +52,7 @@ class Watchers:
     def watching(self, on_change: Callable[[], object], task_id: str | None) -> Iterator[None]:
         """Has ``on_change`` called from the entry of the block to its end."""
         loop = asyncio.get_running_loop()
-
-        def callback() -> None:
-            on_change()
-
+        callback = functools.partial(on_change)  # told from another of the same function
         with self._lock:
             self._callbacks.setdefault(task_id, {})[callback] = loop
         self._watch_file(loop)
@@ -113,9 +110,9 @@ class Watchers:
 
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:
-    if _inotify is not None:
-        # No watches left, no such file, or a loop that cannot watch descriptors: poll instead.
-        with contextlib.suppress(OSError, NotImplementedError):
+    if _libc is not None:
+        # No inotify here, no watches left, no such file, or a loop that cannot watch descriptors: poll instead.
+        with contextlib.suppress(OSError, AttributeError, NotImplementedError):
             return _InotifyWatch(loop, path, on_change)
     return _PollWatch(loop, path, on_change)
 
@@ -128,16 +125,16 @@ class _InotifyWatch:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> None:
-        assert _inotify is not None
+        assert _libc is not None
         self._loop = loop
         self._on_change = on_change
         folder, name = os.path.split(os.fsencode(path))
         self._name = name + b"\0"
-        self._fd = _inotify.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
         try:
-            if _inotify.inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
+            if _libc.inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch failed")
             loop.add_reader(self._fd, self._read)
         except BaseException:
@@ -182,18 +179,3 @@ class _PollWatch:
 
     def close(self) -> None:
         self._timer.cancel()
-
-
-def _load_inotify() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    try:
-        library = ctypes.CDLL(None, use_errno=True)
-        library.inotify_init1  # noqa: B018 - looked up, so that a C library without it is found out
-        library.inotify_add_watch  # noqa: B018
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
-_inotify = _load_inotify()

@@ -9,17 +9,7 @@ import pytest
 
 from sitq import Backend, NewTask
 from sitq.models import FINISHED
-from sitq.testing._contract.base import (
-    LEASE_SECONDS,
-    Contract,
-    connected,
-    failures,
-    look,
-    new,
-    successes,
-    take,
-    until,
-)
+from sitq.testing._contract.base import LEASE_SECONDS, Contract, connected, failures, look, new, successes, take, until
 
 CALLS = ["enqueue", "release", "mark_success", "mark_failure", "bury"]
 """What somebody waits for: the first two are new work, the others the end of a task."""
