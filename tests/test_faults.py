@@ -318,7 +318,7 @@ async def test_a_file_that_was_replaced_is_left_alone(path: Path) -> None:
         await backend.enqueue([new_task("mine")])
         os.rename(path, path.with_suffix(".aside"))
         os.rename(other, path)
-        with pytest.raises(BackendUnavailableError, match="replaced"):
+        with pytest.raises(BackendUnavailableError, match="replaced by another"):
             await backend.enqueue([new_task("lost")])
         os.rename(path, other)
         os.rename(path.with_suffix(".aside"), path)

@@ -293,13 +293,12 @@ class Dispatcher:
 
     async def _cancel_running(self) -> None:
         self._cancelling = True
-        running = [held for held in self._held if held.aio and not held.aio.done()]
-        for held in running:
-            if held.aio:
-                held.aio.cancel()
+        running = [(held, held.aio) for held in self._held if held.aio and not held.aio.done()]
+        for _, aio in running:
+            aio.cancel()
         await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
-        for held in running:
-            if held.aio and not held.aio.done():
+        for held, aio in running:
+            if not aio.done():
                 self._running -= 1
                 self._give_back(held)
 

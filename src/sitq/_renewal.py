@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from sitq.backends.base import Backend
 from sitq.errors import BackendError
@@ -17,6 +18,7 @@ TICKS_PER_LEASE = 4
 """A lease is renewed when a quarter of it is over, and three more ticks may fail before its end."""
 
 
+@dataclass(slots=True, eq=False)
 class HeldTask:
     """A task that the worker holds, and how long it may be sure of that.
 
@@ -28,14 +30,11 @@ class HeldTask:
         in_thread: Whether a plain function of its own is under way.
     """
 
-    __slots__ = ("aio", "in_thread", "lost", "renewed", "task")
-
-    def __init__(self, task: ReservedTask, renewed: float) -> None:
-        self.task = task
-        self.renewed = renewed
-        self.lost = False
-        self.in_thread = False
-        self.aio: asyncio.Task[None] | None = None
+    task: ReservedTask
+    renewed: float
+    lost: bool = False
+    aio: asyncio.Task[None] | None = None
+    in_thread: bool = False
 
 
 class Renewer:

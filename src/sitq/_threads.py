@@ -95,17 +95,16 @@ class ThreadPool:
             returned: Returned = function(), None
         except BaseException as error:
             returned = None, error
+        # In this order, and _deliver() in the other: what it does not find, it is called for again.
         self._returned.append((future, returned))
-        with self._lock:
-            if self._delivering:
-                return
-            self._delivering = True
+        if self._delivering:
+            return
+        self._delivering = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        with self._lock:
-            self._delivering = False
+        self._delivering = False
         while self._returned:
             future, returned = self._returned.popleft()
             if not future.done():

@@ -17,7 +17,7 @@ from sitq.backends.sqlite.patience import PatientConnection
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import Notes, Row, apply, install
 from sitq.backends.sqlite.translation import translate
-from sitq.errors import BackendError, BackendReadOnlyError, BackendUnavailableError
+from sitq.errors import BackendError, BackendUnavailableError
 
 type Durability = Literal["enqueue", "full", "normal"]
 
@@ -96,7 +96,7 @@ class Connection:
         self._closed = False
         self._pid = os.getpid()
         self._synchronous = ""
-        self._identity: tuple[int, int] | None = None
+        self._identity: os.stat_result | None = None
 
     async def open(self) -> None:
         """Opens the file, creating it for its owner only, and brings it to the current schema."""
@@ -122,16 +122,8 @@ class Connection:
                 if self._aiosqlite._thread.is_alive():
                     await asyncio.to_thread(self._aiosqlite._thread.join)
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise translate(error, self._path) from error
-        except PermissionError as error:
-            raise BackendReadOnlyError(
-                f"{self._path}: the folder cannot be written by this user; choose another path"
-            ) from error
-        except OSError as error:
-            raise BackendUnavailableError(
-                f"{self._path}: the file cannot be created; check that its folder exists ({error})"
-            ) from error
         assert isinstance(self._aiosqlite._conn, PatientConnection)
         self._sqlite = self._aiosqlite._conn
         self._sqlite.patience = self._busy_timeout
@@ -146,7 +138,7 @@ class Connection:
         install(connection)
         self._synchronous = ""  # whatever it is by now
         if self._path != ":memory:":
-            self._identity = self._stat()
+            self._identity = os.stat(self._path)
 
     async def close(self) -> None:
         """Runs what is queued, then closes the connection and ends the thread."""
@@ -296,31 +288,26 @@ class Connection:
             self._synchronous = level
 
     def _translated(self, error: BaseException) -> BaseException:
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, (sqlite3.Error, OSError)):
             translated = translate(error, self._path)
             translated.__cause__ = error
             return translated
         return error
 
-    def _stat(self) -> tuple[int, int]:
-        try:
-            found = os.stat(self._path)
-        except OSError as error:
-            raise BackendUnavailableError(
-                f"{self._path} is not there any more: it was deleted or moved while it was open; "
-                "put it back, or restart what uses it"
-            ) from error
-        return found.st_dev, found.st_ino
-
     def _check_identity(self) -> None:
         # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked by who
         # queues the first job of a hop: on the connection's thread the system call would hand the
         # interpreter lock to the loop, just when SQLite could have started beside it.
-        if self._identity is not None and self._stat() != self._identity:
-            raise BackendUnavailableError(
-                f"{self._path} is another file than the one that was opened: it was replaced while it was open; "
-                "put it back, or restart what uses it"
-            )
+        reason = None
+        try:
+            if self._identity is None or os.path.samestat(os.stat(self._path), self._identity):
+                return
+        except OSError as error:
+            reason = error
+        raise BackendUnavailableError(
+            f"{self._path} is not there any more: it was deleted or moved, or replaced by another, while it was "
+            "open; put it back, or restart what uses it"
+        ) from reason
 
 
 def _deliver(jobs: list[Job[Any]]) -> None:

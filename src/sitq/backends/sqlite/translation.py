@@ -13,25 +13,19 @@ _ERRORS: dict[int, tuple[type[BackendError], str]] = {
     sqlite3.SQLITE_LOCKED: (BackendUnavailableError, f"it is locked; {_AGAIN}"),
     sqlite3.SQLITE_FULL: (BackendUnavailableError, f"the disk is full; make room: {_AGAIN}"),
     sqlite3.SQLITE_IOERR: (BackendUnavailableError, f"the disk reports an error; {_AGAIN}"),
-    sqlite3.SQLITE_CANTOPEN: (
-        BackendUnavailableError,
-        "it cannot be opened; check that its folder exists and that this user may write there",
-    ),
-    sqlite3.SQLITE_READONLY: (
-        BackendReadOnlyError,
-        "it is read-only; give this user the right to write the file and its folder",
-    ),
+    sqlite3.SQLITE_CANTOPEN: (BackendUnavailableError, f"it cannot be opened; check that its folder exists: {_AGAIN}"),
+    sqlite3.SQLITE_READONLY: (BackendReadOnlyError, "it is read-only; let this user write the file and its folder"),
     sqlite3.SQLITE_PERM: (BackendReadOnlyError, "access is denied; check the file's mode"),
-    sqlite3.SQLITE_CORRUPT: (
-        BackendCorruptError,
-        "it is damaged; stop its users, keep a copy, and restore a backup or run `.recover`",
-    ),
+    sqlite3.SQLITE_CORRUPT: (BackendCorruptError, "it is damaged; keep a copy, and restore a backup or `.recover` it"),
     sqlite3.SQLITE_NOTADB: (BackendCorruptError, "it is not a SQLite database; check the path"),
 }
 
 
-def translate(error: sqlite3.Error, path: str) -> BackendError:
-    """Returns the error of sitq's that tells a caller what to do about one of SQLite's."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+def translate(error: sqlite3.Error | OSError, path: str) -> BackendError:
+    """Returns the error of sitq's that tells a caller what to do about one of SQLite's, or of the file system's."""
+    if isinstance(error, OSError):
+        code = sqlite3.SQLITE_READONLY if isinstance(error, PermissionError) else sqlite3.SQLITE_CANTOPEN
+    else:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     kind, advice = _ERRORS.get(code, (BackendError, "SQLite refused a statement of sitq's"))
     return kind(f"{path}: {advice} ({error})")
