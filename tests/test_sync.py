@@ -341,6 +341,27 @@ def test_a_thread_that_cannot_be_started_is_an_error_once(path: Path) -> None:
     assert len(rows(path)) == 1
 
 
+def test_a_call_that_is_interrupted_as_it_begins_is_ended_as_well(path: Path) -> None:
+    """The interrupt comes when the private loop has the call, and the caller does not wait for it yet."""
+    backend = Watched(str(path))
+    with SyncTaskQueue(backend) as queue:
+        task_id = queue.enqueue(add, 1, 2)
+        loop = queue._loop
+        assert loop is not None
+        hand_over = loop.call_soon_threadsafe
+
+        def interrupted(*args: Any) -> None:
+            loop.call_soon_threadsafe = hand_over  # type: ignore[method-assign]
+            hand_over(*args)
+            assert backend.waiting.acquire(timeout=DEADLINE_SECONDS)
+            raise KeyboardInterrupt
+
+        loop.call_soon_threadsafe = interrupted  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            queue.get_result(task_id)
+        assert backend.left.acquire(timeout=DEADLINE_SECONDS)
+
+
 def test_an_interrupted_wait_leaves_the_queue_usable(path: Path) -> None:
     """Ctrl-C in a thread that waits for a result ends the call, also in the loop, and the queue can be used again."""
     printed = run_script(

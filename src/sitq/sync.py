@@ -96,19 +96,20 @@ class SyncTaskQueue(SyncOperations):
         if sys.is_finalizing():
             raise BackendError("the interpreter is about to exit: it runs no thread any more")
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-        with self._lock:
-            loop = self._loop or self._start_loop()
-            try:
-                loop.call_soon_threadsafe(self._begin, function, outcome)
-            except RuntimeError:  # closed by a signal handler that came between
-                raise BackendError("the SyncTaskQueue was closed while this call began") from None
         try:
+            with self._lock:
+                loop = self._loop or self._start_loop()
+                try:
+                    loop.call_soon_threadsafe(self._begin, function, outcome)
+                except RuntimeError:  # closed by a signal handler that came between
+                    raise BackendError("the SyncTaskQueue was closed while this call began") from None
             return outcome.result()
         except concurrent.futures.CancelledError:
             raise BackendError("the SyncTaskQueue was closed while this call waited") from None
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # closed meanwhile
-                loop.call_soon_threadsafe(self._cancel, outcome)  # KeyboardInterrupt: nobody waits for it any more
+        except BaseException:  # a KeyboardInterrupt, as soon as the call may have begun: nobody waits for it any more
+            if (portal := self._loop) is not None:
+                with contextlib.suppress(RuntimeError):  # closed meanwhile
+                    portal.call_soon_threadsafe(self._cancel, outcome)
             raise
 
     def _begin(self, function: Callable[[], Coroutine[Any, Any, Any]], outcome: concurrent.futures.Future[Any]) -> None:

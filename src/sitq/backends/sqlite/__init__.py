@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import os
 import sqlite3
 import threading
@@ -83,7 +84,7 @@ class SQLiteBackend(Inspection):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        self._retention = None if retention is None else check_seconds("retention", retention)
+        self._retention_micros = 0 if retention is None else _micros(check_seconds("retention", retention))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
@@ -95,7 +96,7 @@ class SQLiteBackend(Inspection):
         # is a result as well, for it is no fault when nobody asks for it.
         self._opening: concurrent.futures.Future[Connection | BaseException] | None = None
         self._connection: Connection | None = None
-        self._prune_at = 0.0
+        self._prune_at = math.inf if retention is None else 0.0  # on the monotonic clock
         self._more_is_due = False
 
     def __repr__(self) -> str:
@@ -190,21 +191,24 @@ class SQLiteBackend(Inspection):
         claim = new_claim()
         until = 0
 
+        def may_prune(connection: sqlite3.Connection, now: int) -> bool:
+            return self._prunes_now() and statements.is_prunable(connection, now - self._retention_micros)
+
         def wanted(connection: sqlite3.Connection, now: int) -> bool:
             # Where the latest look brought all that was asked for, there is more: asking would only
             # hand the interpreter lock to the loop, just when SQLite could have started beside it.
             more, self._more_is_due = self._more_is_due, False
-            return more or statements.is_due(connection, now, alone) or self._may_prune(connection, now)
+            return more or statements.is_due(connection, now, alone) or may_prune(connection, now)
 
         def changes(now: int) -> Iterator[statements.Row]:
             nonlocal until
             until = now + _micros(lease)
             yield statements.reserve(now, limit, claim, until, alone)
             if self._prunes_now():
-                yield statements.prune(now, self._keep_after(now))
+                yield statements.prune(now, now - self._retention_micros)
 
         def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> statements.Found:
-            if self._prunes_now() and not self._may_prune(connection, now):
+            if self._prunes_now() and not may_prune(connection, now):
                 self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
             found = statements.reserved(connection, now, limit, claim, until, notes)
             self._more_is_due = len(found[0]) == limit
@@ -220,7 +224,7 @@ class SQLiteBackend(Inspection):
         return await self._connected().call(
             Job(
                 lambda _, __, notes: statements.refused(tasks, notes),
-                lambda now: statements.renew(now, tasks, now + _micros(lease)),
+                lambda now: statements.held("renew", now, tasks, now + _micros(lease)),
             )
         )
 
@@ -248,7 +252,7 @@ class SQLiteBackend(Inspection):
     def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
         return Job(
             lambda _, __, notes: statements.refused(tasks, notes),
-            lambda now: statements.release(now, tasks),
+            lambda now: statements.held("release", now, tasks),
             announce=lambda _: DUE,
         )
 
@@ -280,10 +284,4 @@ class SQLiteBackend(Inspection):
                 self._connected().post(self._releasing(statements.to_reservation(found).tasks))
 
     def _prunes_now(self) -> bool:
-        return self._retention is not None and time.monotonic() >= self._prune_at
-
-    def _keep_after(self, now: int) -> int:
-        return now - _micros(self._retention or 0)
-
-    def _may_prune(self, connection: sqlite3.Connection, now: int) -> bool:
-        return self._prunes_now() and statements.is_prunable(connection, self._keep_after(now))
+        return time.monotonic() >= self._prune_at

@@ -100,9 +100,8 @@ class Connection:
 
     async def open(self) -> None:
         """Opens the file, creating it for its owner only, and brings it to the current schema."""
-        in_memory = self._path == ":memory:"
         try:
-            if not in_memory:
+            if self._path != ":memory:":
                 create_private_file(Path(self._path))
             self._aiosqlite = aiosqlite.connect(
                 self._path,
@@ -200,11 +199,7 @@ class Connection:
 
     def _hop(self) -> None:
         jobs = self._take()
-        try:
-            self._run(jobs, int(self._clock() * 1_000_000))
-        except BaseException as error:
-            for job in jobs:
-                job.error = self._translated(error)
+        self._try(jobs)
         topics = {topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)}
         # Where more is queued, first the system call, for in it the loop would take the interpreter lock
         # as soon as it has its answers: so the next statement starts while the loop wakes up.
@@ -241,15 +236,19 @@ class Connection:
                 self._hop_queued = False
         return jobs
 
+    def _try(self, jobs: list[Job[Any]]) -> None:
+        try:
+            self._run(jobs, int(self._clock() * 1_000_000))
+        except BaseException as error:
+            for job in jobs:
+                job.error = self._translated(error)
+
     def _run(self, jobs: list[Job[Any]], now: int) -> None:
         connection = self._sqlite
-        writers = [job for job in jobs if job.changes and not job.wanted]
-        synced = any(job.synced for job in writers)
-        self._set_synchronous(full=synced)
-        if not writers:
-            writers = [job for job in jobs if job.wanted and job.wanted(connection, now)]
-        else:
-            writers = [job for job in jobs if job.changes]
+        synced = any(job.synced for job in jobs)
+        self._set_synchronous(synced)
+        others = any(job.changes and not job.wanted for job in jobs)  # then there is a commit anyhow
+        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(connection, now))]
         try:
             changes = (job.changes(now) for job in writers if job.changes)
             notes = apply(connection, itertools.chain.from_iterable(changes))
@@ -261,7 +260,7 @@ class Connection:
                 if busy and job in writers:
                     job.error = self._translated(error)  # it waited for the lock once: enough
                 else:
-                    self._run_alone(job, now)
+                    self._try([job])  # one is at fault: each gets a transaction, and an answer, of its own
             return
         if synced:
             self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
@@ -271,18 +270,10 @@ class Connection:
             except Exception as error:
                 job.error = self._translated(error)
 
-    def _run_alone(self, job: Job[Any], now: int) -> None:
-        # One of several is at fault: each gets a transaction, and an answer, of its own.
-        try:
-            self._run([job], now)
-        except Exception as error:
-            job.error = self._translated(error)
-
-    def _set_synchronous(self, *, full: bool) -> None:
+    def _set_synchronous(self, synced: bool) -> None:
         # Set in the hop that needs it: the level belongs to the connection, and between two hops
         # another caller's write would slip in.
-        full = self._durability == "full" or (full and self._durability == "enqueue")
-        level = "FULL" if full else "NORMAL"
+        level = "FULL" if self._durability == "full" or (synced and self._durability == "enqueue") else "NORMAL"
         if level != self._synchronous:
             self._sqlite.execute(f"PRAGMA synchronous = {level}")
             self._synchronous = level

@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sitq.errors import BackendCorruptError
 from sitq.models import (
@@ -219,22 +219,18 @@ def reserve(now: int, limit: int, claim: int, until: int, alone: bool) -> Row:
     return "reserve", now, limit, claim, until, alone, None, None, None
 
 
-def renew(now: int, tasks: Sequence[ReservedTask], until: int) -> Iterator[Row]:
-    """Moves the end of leases."""
-    for task in tasks:
-        yield "renew", now, task.key, task.claim, until, None, None, None, None
-
-
 def finish(now: int, outcomes: Sequence[Outcome], status: Status) -> Iterator[Row]:
     """Records outcomes."""
     for task, result, error, traceback in outcomes:
         yield "finish", now, task.key, task.claim, None, status, result, error, traceback
 
 
-def release(now: int, tasks: Sequence[ReservedTask]) -> Iterator[Row]:
-    """Gives tasks back with the attempt unspent."""
+def held(
+    op: Literal["renew", "release"], now: int, tasks: Sequence[ReservedTask], until: int | None = None
+) -> Iterator[Row]:
+    """Moves the end of leases to ``until``, or gives tasks back with the attempt unspent."""
     for task in tasks:
-        yield "release", now, task.key, task.claim, None, None, None, None, None
+        yield op, now, task.key, task.claim, until, None, None, None, None
 
 
 def prune(now: int, before: int) -> Row:
