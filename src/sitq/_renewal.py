@@ -51,7 +51,7 @@ class Renewer:
         self._lease = lease
         self._held = held
         self._watched = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._watched.create_future()
+        self._ended = asyncio.Event()
         self._stopping = threading.Event()
         self._asked = self._answered = 0
         self._warned = -1
@@ -64,7 +64,7 @@ class Renewer:
     async def stop(self) -> None:
         """Ends the thread, after the renewal that may be under way."""
         self._stopping.set()
-        await asyncio.shield(self._ended)
+        await self._ended.wait()
         self._thread.join()
 
     def _run(self) -> None:
@@ -81,11 +81,7 @@ class Renewer:
         finally:
             runner.close()
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-                self._watched.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+                self._watched.call_soon_threadsafe(self._ended.set)
 
     async def _renew(self, due: Sequence[HeldTask], now: float) -> None:
         try:

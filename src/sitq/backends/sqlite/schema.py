@@ -1,5 +1,6 @@
 """The shape of the file, and how a file gets it."""
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -60,13 +61,11 @@ def create_private_file(path: Path) -> None:
     """
     if path.exists():
         return
-    try:
+    with contextlib.suppress(FileExistsError):
         if hasattr(os, "mknod") and os.uname().sysname == "Linux":
             os.mknod(path, 0o600 | stat.S_IFREG)
         else:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        pass
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:

@@ -1,0 +1,80 @@
+"""The source stays of a size that a newcomer can read."""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+SOURCE = ROOT / "src" / "sitq"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+BESIDE = ("cli", "testing", "__main__", "_operations", "backends/inspect", "backends/sqlite/inspection")
+BESIDE += ("backends/sqlite/examination",)
+"""What a task has no use for on its way from enqueue to result."""
+
+MOST_STATEMENTS = 2_000
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
+
+
+def is_core(path: Path) -> bool:
+    """Whether a task passes the module on its way."""
+    name = path.relative_to(SOURCE).with_suffix("").as_posix()
+    return not any(name == each or name.startswith(f"{each}/") for each in BESIDE)
+
+
+def docstring(node: ast.AST) -> ast.Expr | None:
+    """The docstring of a function, as a statement."""
+    match getattr(node, "body", None):
+        case [ast.Expr(value=ast.Constant(value=str())) as found, *_]:
+            return found
+    return None
+
+
+def strings(tree: ast.Module) -> set[int]:
+    """The last lines of the strings that stand alone: docstrings of whatever kind."""
+    return {
+        node.end_lineno or 0
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
+
+
+def statements(text: str) -> int:
+    """Logical lines, however many lines of text each has; docstrings, comments and blank lines are none."""
+    documentation = strings(ast.parse(text))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return sum(token.type == tokenize.NEWLINE and token.start[0] not in documentation for token in tokens)
+
+
+def test_a_statement_is_counted_once_and_documentation_is_not() -> None:
+    """The count is that of the language's own tokenizer."""
+    assert statements('"""Module."""\n\nX = (\n    1,\n    2,\n)  # why\n"""Of X."""\n') == 1
+    assert statements('def f() -> None:\n    """Doc.\n\n    More.\n    """\n    if f:\n        return\n') == 3
+
+
+def test_the_core_is_small() -> None:
+    """Everything that a task passes on its way from enqueue to result."""
+    assert 1_500 <= sum(statements(path.read_text()) for path in MODULES if is_core(path)) <= MOST_STATEMENTS
+
+
+def test_what_stands_beside_the_core_is_there() -> None:
+    """A module that was renamed does not slip into the core, or out of the count, unseen."""
+    for name in BESIDE:
+        assert (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file(), name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_a_module_has_one_idea_of_readable_size(path: Path) -> None:
+    """With all of its documentation; and so have its functions, without."""
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found = docstring(node)
+            documented = (found.end_lineno or 0) - found.lineno + 1 if found else 0
+            assert (node.end_lineno or 0) - node.lineno + 1 - documented <= MOST_LINES_OF_A_FUNCTION, node.name
