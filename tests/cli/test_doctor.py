@@ -124,7 +124,14 @@ def test_a_file_that_everyone_may_write_is_wrong(filled: Filled) -> None:
 )
 def test_a_mode_is_judged_by_who_else_can_use_the_file(mode: int, level: str) -> None:
     """Reading it is worth a word, writing it is wrong."""
-    assert examination.file_mode(stat.S_IFREG | mode).level == level
+    assert examination.file_mode(stat.S_IFREG | mode, writable=True).level == level
+
+
+def test_a_file_that_this_user_cannot_write_is_wrong() -> None:
+    """Whatever its mode says of others: here nothing can be enqueued and no task be run."""
+    found = examination.file_mode(stat.S_IFREG | 0o644, writable=False)
+    assert (found.level, found.found) == ("wrong", "-rw-r--r--: this user cannot write it")
+    assert found.advice is not None
 
 
 @pytest.mark.parametrize(

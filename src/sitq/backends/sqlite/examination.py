@@ -55,7 +55,8 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
     """
     findings = [sqlite_version(sqlite3.sqlite_version_info)]
     if path != ":memory:":
-        findings += [file_system(path, _mounts()), file_mode(os.stat(path).st_mode), journal_mode(connection)]
+        mode = file_mode(os.stat(path).st_mode, writable=os.access(path, os.W_OK))
+        findings += [file_system(path, _mounts()), mode, journal_mode(connection)]
     findings.append(integrity(connection))
     for name, examination in (
         ("leases", lambda connection: leases(connection, now)),
@@ -141,9 +142,16 @@ def _mount_points(mounts: str) -> Iterator[tuple[str, str]]:
             yield re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4]), kinds[0]
 
 
-def file_mode(mode: int) -> Finding:
-    """Says who besides its owner can read or write the file."""
+def file_mode(mode: int, *, writable: bool) -> Finding:
+    """Says whether this user can write the file, and who besides its owner can read or write it."""
     text = stat.filemode(mode)
+    if not writable:
+        return Finding(
+            "file mode",
+            "wrong",
+            f"{text}: this user cannot write it",
+            "run sitq as the user who owns it, or give this one the right to write the file and its folder",
+        )
     advice = "chmod 600 the file, unless its users need it so: whoever can write it can run code in the workers"
     if os.name != "posix" or not mode & 0o077:
         return Finding("file mode", "ok", f"{text}, for its owner only" if os.name == "posix" else text)

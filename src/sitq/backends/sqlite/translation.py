@@ -13,10 +13,19 @@ _ERRORS: dict[int, tuple[type[BackendError], str]] = {
     sqlite3.SQLITE_LOCKED: (BackendUnavailableError, f"it is locked; {_AGAIN}"),
     sqlite3.SQLITE_FULL: (BackendUnavailableError, f"the disk is full; make room: {_AGAIN}"),
     sqlite3.SQLITE_IOERR: (BackendUnavailableError, f"the disk reports an error; {_AGAIN}"),
-    sqlite3.SQLITE_CANTOPEN: (BackendUnavailableError, f"it cannot be opened; check that its folder exists: {_AGAIN}"),
-    sqlite3.SQLITE_READONLY: (BackendReadOnlyError, "it is read-only; let this user write the file and its folder"),
+    sqlite3.SQLITE_CANTOPEN: (
+        BackendUnavailableError,
+        "it cannot be opened; check that its folder exists and that this user may write there",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        BackendReadOnlyError,
+        "it cannot be written; give this user the right to write the file and its folder, or choose another path",
+    ),
     sqlite3.SQLITE_PERM: (BackendReadOnlyError, "access is denied; check the file's mode"),
-    sqlite3.SQLITE_CORRUPT: (BackendCorruptError, "it is damaged; keep a copy, and restore a backup or `.recover` it"),
+    sqlite3.SQLITE_CORRUPT: (
+        BackendCorruptError,
+        "it is damaged; stop its users, keep a copy, and restore a backup or run `.recover`",
+    ),
     sqlite3.SQLITE_NOTADB: (BackendCorruptError, "it is not a SQLite database; check the path"),
 }
 
