@@ -57,7 +57,6 @@ class Dispatcher:
         self._batch = min(settings.batch_size, slots if slots < OVERLAP_FROM_SLOTS else slots // 2)
         self._threads = ThreadPool(slots, "sitq-worker")
         self._held: set[HeldTask] = set()  # until the outcome is recorded
-        self._renewer = Renewer(backend, settings.lease, self._held.copy)
         self._running = 0
         self._reservations: set[asyncio.Task[None]] = set()
         self._reserving = 0  # reservations under way
@@ -83,7 +82,7 @@ class Dispatcher:
         self._cancelling = False
         self.finished = 0
         """How many tasks were run to their end."""
-        self._renewer.start()
+        self._renewer = Renewer(backend, settings.lease, self._held.copy)
 
     def stop(self) -> None:
         """Takes no new task from now on."""

@@ -56,9 +56,6 @@ class Renewer:
         self._asked = self._answered = 0
         self._warned = -1
         self._thread = threading.Thread(target=self._run, name="sitq-renewal", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     async def stop(self) -> None:

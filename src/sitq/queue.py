@@ -1,6 +1,7 @@
 """The producer's face: store tasks, wait for results."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -212,18 +213,16 @@ class TaskQueue(Operations):
     async def _wait(self, task_id: str, timeout: float | None) -> Result[bytes] | None:
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         with self._backend.watch(changed.set, task_id=task_id):
             while True:
                 changed.clear()
                 found = await self._backend.get_result(task_id)
                 if found is None or found.status in FINISHED:
                     return found
-                left = LOOK_AGAIN_SECONDS
-                if deadline is not None:
-                    left = min(left, deadline - time.monotonic())
-                    if left <= 0:
-                        return None
+                left = min(LOOK_AGAIN_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    return None
                 timer = loop.call_later(left, changed.set)
                 try:
                     await changed.wait()

@@ -122,7 +122,9 @@ class SQLiteBackend(Inspection):
             if opening is None:
                 opening = self._opening = concurrent.futures.Future()
                 # A task of its own: others may wait for the file when the first caller is cancelled.
-                task = asyncio.ensure_future(self._open())
+                task = asyncio.ensure_future(
+                    Connection(self._path, self._durability, self._busy_timeout, self._clock, self._announce).open()
+                )
                 task.add_done_callback(partial(self._opened, opening))
         try:
             opened = await asyncio.shield(asyncio.wrap_future(opening))
@@ -131,11 +133,6 @@ class SQLiteBackend(Inspection):
         except BaseException:
             await self.close()
             raise
-
-    async def _open(self) -> Connection:
-        connection = Connection(self._path, self._durability, self._busy_timeout, self._clock, self._announce)
-        await connection.open()
-        return connection
 
     def _opened(
         self, opening: concurrent.futures.Future[Connection | BaseException], task: asyncio.Task[Connection]

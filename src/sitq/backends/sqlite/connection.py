@@ -1,15 +1,18 @@
 """The thread that owns a SQLite connection: one hop for a change, one commit for many."""
 
 import asyncio
+import atexit
 import itertools
 import os
 import sqlite3
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import aiosqlite
 
@@ -98,7 +101,7 @@ class Connection:
         self._synchronous = ""
         self._identity: os.stat_result | None = None
 
-    async def open(self) -> None:
+    async def open(self) -> Self:
         """Opens the file, creating it for its owner only, and brings it to the current schema."""
         try:
             if self._path != ":memory:":
@@ -110,8 +113,7 @@ class Connection:
                 cached_statements=CACHED_STATEMENTS,
                 factory=PatientConnection,
             )
-            # A daemon: a backend that nobody closed must not keep the interpreter from exiting. What it
-            # would still do was not acknowledged.
+            # A daemon: a backend that nobody closed must not keep the interpreter from exiting (see _settle_open).
             self._aiosqlite._thread.daemon = True
             try:
                 await self._aiosqlite
@@ -131,6 +133,8 @@ class Connection:
         except BaseException:
             await asyncio.shield(self.close())
             raise
+        _open.add(self)
+        return self
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         prepare(connection, self._path)
@@ -142,11 +146,19 @@ class Connection:
     async def close(self) -> None:
         """Runs what is queued, then closes the connection and ends the thread."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        if self._pid == os.getpid():
+            first, self._closed = not self._closed, True
+        if first and self._pid == os.getpid():
             await self._aiosqlite.close()
+
+    def settle(self) -> None:
+        """Waits for what is queued, and has what stands in the -wal file written into the file itself."""
+        settled = threading.Event()
+        with self._lock:
+            if self._closed or self._pid != os.getpid():
+                return
+            self._aiosqlite._tx.put_nowait((None, partial(self._sqlite.execute, "PRAGMA wal_checkpoint(PASSIVE)")))
+            self._aiosqlite._tx.put_nowait((None, settled.set))
+        settled.wait()
 
     async def call[T](self, job: Job[T], *, on_queued: Callable[[], object] | None = None) -> T:
         """Runs ``job`` and returns its result.
@@ -185,17 +197,14 @@ class Connection:
             self._check_identity()
         with self._lock:
             if self._closed:
-                raise BackendError(f"{self._path}: the backend is closed, or the interpreter is about to exit")
+                raise BackendError(f"{self._path}: the backend is closed")
             self._jobs.append(job)
             if self._hop_queued:
                 return
             self._hop_queued = True
-            self._queue_hop()
-
-    def _queue_hop(self) -> None:
-        # aiosqlite has no public call for "run this on your thread, and wake nobody": its own
-        # future would wake the loop a second time for each hop.
-        self._aiosqlite._tx.put_nowait((None, self._hop))
+            # aiosqlite has no public call for "run this on your thread, and wake nobody": its own
+            # future would wake the loop a second time for each hop.
+            self._aiosqlite._tx.put_nowait((None, self._hop))
 
     def _hop(self) -> None:
         jobs = self._take()
@@ -228,9 +237,8 @@ class Connection:
             reservations = [n for n, job in enumerate(jobs) if job.wanted is not None]
             if len(reservations) > 1 and not self._closed:  # what is queued then runs after the close
                 del jobs[reservations[1] :]
-                for _ in jobs:
-                    self._jobs.popleft()
-                self._queue_hop()
+                self._jobs = deque(itertools.islice(self._jobs, len(jobs), None))
+                self._aiosqlite._tx.put_nowait((None, self._hop))
             else:
                 self._jobs.clear()
                 self._hop_queued = False
@@ -279,11 +287,7 @@ class Connection:
             self._synchronous = level
 
     def _translated(self, error: BaseException) -> BaseException:
-        if isinstance(error, (sqlite3.Error, OSError)):
-            translated = translate(error, self._path)
-            translated.__cause__ = error
-            return translated
-        return error
+        return translate(error, self._path) if isinstance(error, (sqlite3.Error, OSError)) else error
 
     def _check_identity(self) -> None:
         # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked by who
@@ -304,3 +308,14 @@ class Connection:
 def _deliver(jobs: list[Job[Any]]) -> None:
     for job in jobs:
         job.deliver()
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+@atexit.register
+def _settle_open() -> None:
+    # Only daemons are left of the threads, and the next one to need the interpreter lock may not get it:
+    # what was acknowledged last would not be announced. Not closed: other functions of this kind follow.
+    for connection in list(_open):
+        connection.settle()

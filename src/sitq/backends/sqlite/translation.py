@@ -37,4 +37,6 @@ def translate(error: sqlite3.Error | OSError, path: str) -> BackendError:
     else:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     kind, advice = _ERRORS.get(code, (BackendError, "SQLite refused a statement of sitq's"))
-    return kind(f"{path}: {advice} ({error})")
+    translated = kind(f"{path}: {advice} ({error})")
+    translated.__cause__ = error
+    return translated

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 POLL_SECONDS = 0.02
 """How often the -wal file is looked at where there is no inotify."""
 
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_libc = functools.cache(functools.partial(ctypes.CDLL, None, use_errno=True))
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
 
 
@@ -110,7 +110,7 @@ class Watchers:
 
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:
-    if _libc is not None:
+    if sys.platform == "linux":
         # No inotify here, no watches left, no such file, or a loop that cannot watch descriptors: poll instead.
         with contextlib.suppress(OSError, AttributeError, NotImplementedError):
             return _InotifyWatch(loop, path, on_change)
@@ -125,16 +125,15 @@ class _InotifyWatch:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> None:
-        assert _libc is not None
         self._loop = loop
         self._on_change = on_change
         folder, name = os.path.split(os.fsencode(path))
         self._name = name + b"\0"
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
         try:
-            if _libc.inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
+            if _libc().inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch failed")
             loop.add_reader(self._fd, self._read)
         except BaseException:
