@@ -115,7 +115,6 @@ def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: 
 
 def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outcome:
     """Returns the failure of ``task`` as text, for an exception may not survive a pickle."""
-    kind = type(error).__qualname__
     try:
         message = str(error)
     except BaseException as reason:
@@ -130,7 +129,7 @@ def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outco
         formatted = None
     return Outcome(
         task,
-        error=_text(f"{kind}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
+        error=_text(f"{type(error).__qualname__}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
         traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
     )
 

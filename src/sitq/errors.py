@@ -51,6 +51,11 @@ class TaskCancelledError(TaskFailedError):
     will come. Code that catches that one needs no second branch.
     """
 
+    def __init__(
+        self, task_id: str, error: str = "cancelled while it waited to be run", traceback: str | None = None
+    ) -> None:
+        super().__init__(task_id, error, traceback)
+
     def __str__(self) -> str:
         return f"task {self.task_id} was cancelled while it waited to be run"
 

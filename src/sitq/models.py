@@ -186,5 +186,5 @@ class Result[T]:
         if self.status == "failed":
             raise TaskFailedError(self.task_id, self.error or "unknown error", self.traceback)
         if self.status == "cancelled":
-            raise TaskCancelledError(self.task_id, "cancelled while it waited to be run")
+            raise TaskCancelledError(self.task_id)
         raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")

@@ -252,14 +252,13 @@ class Connection:
                 job.error = self._translated(error)
 
     def _run(self, jobs: list[Job[Any]], now: int) -> None:
-        connection = self._sqlite
         synced = any(job.synced for job in jobs)
         self._set_synchronous(synced)
         others = any(job.changes and not job.wanted for job in jobs)  # then there is a commit anyhow
-        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(connection, now))]
+        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(self._sqlite, now))]
         try:
             changes = (job.changes(now) for job in writers if job.changes)
-            notes = apply(connection, itertools.chain.from_iterable(changes))
+            notes = apply(self._sqlite, itertools.chain.from_iterable(changes))
         except Exception as error:
             if len(jobs) == 1:
                 raise
@@ -274,7 +273,7 @@ class Connection:
             self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
         for job in jobs:
             try:
-                job.result = job.read(connection, now, notes)
+                job.result = job.read(self._sqlite, now, notes)
             except Exception as error:
                 job.error = self._translated(error)
 
