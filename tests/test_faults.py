@@ -32,7 +32,7 @@ from tests.faults import (
     read_only,
     write_lock,
 )
-from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows, start_python
+from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows
 
 BUSY_SECONDS = 0.05
 LEASE = 600.0
@@ -325,62 +325,6 @@ async def test_a_file_that_was_replaced_is_left_alone(path: Path) -> None:
         await backend.enqueue([new_task("mine too")])
     assert [row["task_id"] for row in rows(other)] == ["others"]
     assert [row["task_id"] for row in rows(path)] == ["mine", "mine too"]
-
-
-FORK = """
-import asyncio, gc, os, sys
-from sitq import BackendError, NewTask, SQLiteBackend, TaskQueue
-from tests.support import add
-
-async def use(backend, queue):
-    for call in (
-        lambda: backend.enqueue([NewTask("child", b"")]),
-        lambda: backend.reserve(1, lease=1, alone=True),
-        lambda: backend.get_result("parent"),
-        lambda: queue.enqueue(add, 1, 2),
-    ):
-        try:
-            await call()
-        except BackendError as error:
-            print(type(error).__name__, "make a new backend in the child" in str(error), flush=True)
-    await queue.close()
-    await backend.close()
-    await backend.close()
-
-async def begin(backend, queue):
-    await backend.connect()
-    await queue.enqueue(add, 1, 2)
-
-async def go_on(backend, queue):
-    await backend.enqueue([NewTask("parent", b"")])
-    await queue.close()
-    await backend.close()
-
-backend = SQLiteBackend(sys.argv[1])
-queue = TaskQueue(backend)
-asyncio.run(begin(backend, queue))  # no loop is alive at the fork: the child would share its selector
-child = os.fork()
-if child:
-    print("parent", os.waitpid(child, 0)[1], flush=True)
-    asyncio.run(go_on(backend, queue))
-else:
-    asyncio.run(use(backend, queue))
-    if sys.argv[2] == "at once":
-        os._exit(0)
-    del backend, queue
-    gc.collect()
-"""
-
-
-@pytest.mark.parametrize("ends", ["at once", "as any program does"])
-def test_a_child_of_a_fork_leaves_the_file_to_its_parent(path: Path, ends: str) -> None:
-    """Every call in the child is an error that says what to do; it ends well, and the parent goes on."""
-    process = start_python(FORK, path, ends)
-    output, errors = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 0, errors
-    assert output.splitlines() == [*["BackendError True"] * 4, "parent 0"]
-    assert len(rows(path)) == 2
-    assert_healthy(path)
 
 
 @pytest.mark.parametrize(

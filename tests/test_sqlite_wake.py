@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     elif request.param == "inotify" and sys.platform == "linux":
         assert wake._libc().inotify_init1
     return str(request.param)
+
+
+def find_nothing(task_ids: Sequence[str], seen: object) -> asyncio.Future[tuple[object, Sequence[str]]]:
+    """Stands for a look at the file, which nobody needs who waits for due tasks."""
+    raise AssertionError("nobody waits for a result")
 
 
 def run(way: str, main: Coroutine[Any, Any, None]) -> None:
@@ -135,7 +140,7 @@ def test_a_wal_file_that_is_made_anew_is_still_watched(path: Path, way: str) -> 
 
     async def main() -> None:
         changed = asyncio.Event()
-        with Watchers(wal).watching(changed.set, None):
+        with Watchers(wal, find_nothing).watching(changed.set, None):
             for _ in range(3):
                 with open(wal, "xb") as file:  # noqa: ASYNC230
                     file.write(b"a commit")
@@ -153,7 +158,7 @@ async def test_a_folder_that_cannot_be_watched_is_looked_at_instead(tmp_path: Pa
     """Where the system has no watch to give, a wake-up comes all the same."""
     wal = tmp_path / "not there yet" / "queue.db-wal"
     changed = asyncio.Event()
-    with Watchers(str(wal)).watching(changed.set, None):
+    with Watchers(str(wal), find_nothing).watching(changed.set, None):
         os.mkdir(os.path.dirname(wal))
         os.close(os.open(wal, os.O_CREAT | os.O_WRONLY))
         touch(str(wal))

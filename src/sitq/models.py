@@ -37,7 +37,7 @@ def new_task_id() -> str:
     Time-ordered keys keep insertion at one end of a backend's index; random ones touch all of it.
     The bits below the millisecond hold its fraction (method 3 of section 6.2).
     """
-    milliseconds, fraction = divmod(time.time_ns(), 1_000_000)
+    milliseconds, fraction = divmod(max(0, time.time_ns()), 1_000_000)  # a clock may be before 1970
     high = milliseconds << 16 | 0x7000 | fraction * 4096 // 1_000_000
     # By way of bytes: formatting a long integer takes twice as long.
     return (high << 64 | 1 << 63 | _random.getrandbits(62)).to_bytes(16).hex()

@@ -16,8 +16,9 @@ from sitq.errors import SerializationError
 from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
 from sitq.serialization import Call, CloudpickleSerializer, Serializer, check_context, dump_call, make_call
 
-LOOK_AGAIN_SECONDS = 1.0
-"""The safety net of a waiting ``get_result``, which is woken when the result is written."""
+LOOK_AGAIN_SECONDS = 5.0
+"""The safety net of a waiting ``get_result``, which is woken when the result is written: a look for
+each caller, in case that the backend's watch fails."""
 
 CALLS_PER_TURN = 500
 """How many calls ``enqueue_many`` serializes before it lets the event loop turn."""

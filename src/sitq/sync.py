@@ -3,12 +3,12 @@
 import asyncio
 import concurrent.futures
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Self, overload
 
+from sitq import _forks
 from sitq._checks import refuse_running_loop
 from sitq._operations import SyncOperations
 from sitq.backends.base import Backend
@@ -44,11 +44,18 @@ class SyncTaskQueue(SyncOperations):
         self._queue = TaskQueue(
             backend, serializer, default_result_timeout=default_result_timeout, max_attempts=max_attempts
         )
-        self._pid: int | None = None
         self._lock = threading.RLock()  # a signal handler may call in the middle of a call
         self._calls: dict[concurrent.futures.Future[Any], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        _forks.begin_anew_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        # The thread stayed in the parent. Its loop is kept, or its end would complain of not being closed.
+        self._parents_loop = self._loop
+        self._loop = self._thread = None
+        self._calls = {}
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         """Connects."""
@@ -69,14 +76,19 @@ class SyncTaskQueue(SyncOperations):
             RuntimeError: An event loop runs in this thread.
         """
         refuse_running_loop()
-        if self._pid not in (None, os.getpid()) or sys.is_finalizing():
-            return  # the thread stayed in the parent, or runs no more: and so with the connection
+        if sys.is_finalizing():
+            return  # the thread runs no more, and so does the connection's
+        _forks.check_process()
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._loop = self._thread = self._pid = None
-            if loop is not None and thread is not None:
-                asyncio.run_coroutine_threadsafe(self._end(), loop).result()
-                _stop_loop(loop, thread)
+            self._loop = self._thread = None
+            if loop is None or thread is None:
+                return
+            ended = asyncio.run_coroutine_threadsafe(self._end(), loop)
+            # Whoever waits here may be interrupted: the thread ends nevertheless.
+            ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+            ended.result()
+            thread.join()
 
     async def _end(self) -> None:
         # The calls only: what the backend has under way ends by itself.
@@ -88,11 +100,7 @@ class SyncTaskQueue(SyncOperations):
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         refuse_running_loop()
-        if self._pid not in (None, os.getpid()):
-            raise BackendError(
-                "this SyncTaskQueue was used before a fork(), and its thread stayed in the parent; "
-                "make a new queue and a new backend in the child"
-            )
+        _forks.check_process()
         if sys.is_finalizing():
             raise BackendError("the interpreter is about to exit: it runs no thread any more")
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -125,7 +133,7 @@ class SyncTaskQueue(SyncOperations):
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         # A daemon: an unclosed queue must not keep the interpreter from exiting.
-        thread = threading.Thread(target=loop.run_forever, name="sitq-sync", daemon=True)
+        thread = threading.Thread(target=_serve, args=(loop,), name="sitq-sync", daemon=True)
         try:
             thread.start()
         except BaseException:  # no more threads, or the interpreter is about to exit
@@ -134,7 +142,7 @@ class SyncTaskQueue(SyncOperations):
         if self._loop is not None:  # a signal handler was faster
             _stop_loop(loop, thread)
             return self._loop
-        self._loop, self._thread, self._pid = loop, thread, os.getpid()
+        self._loop, self._thread = loop, thread
         return loop
 
     @overload
@@ -203,7 +211,13 @@ async def _run[T](function: Callable[[], Coroutine[Any, Any, T]], outcome: concu
         outcome.set_exception(error)
 
 
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
 def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
-    loop.close()

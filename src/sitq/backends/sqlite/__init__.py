@@ -1,24 +1,23 @@
 """The backend that keeps everything in one SQLite file."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import math
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from functools import partial
 from typing import get_args
 
+from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Connection, Durability, Job
 from sitq.backends.sqlite.inspection import Inspection
-from sitq.backends.sqlite.wake import Watchers, touch
+from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
 from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim
 
@@ -89,15 +88,17 @@ class SQLiteBackend(Inspection):
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
         self._wal_path = None if path == ":memory:" else f"{self._path}-wal"
-        self._watchers = Watchers(self._wal_path)
+        self._watchers = Watchers(self._wal_path, self._find_ended)
         self._lock = threading.Lock()
         self._users = 0
-        # Not an asyncio future: a second user may wait for it in an event loop of its own. A failure
-        # is a result as well, for it is no fault when nobody asks for it.
-        self._opening: concurrent.futures.Future[Connection | BaseException] | None = None
         self._connection: Connection | None = None
         self._prune_at = math.inf if retention is None else 0.0  # on the monotonic clock
         self._more_is_due = False
+        _forks.begin_anew_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers.begin_anew()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -116,35 +117,19 @@ class SQLiteBackend(Inspection):
             BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
             BackendVersionError: The file was written by a newer sitq.
         """
+        asyncio.get_running_loop()  # or a RuntimeError, before anything is counted
         with self._lock:
             self._users += 1
-            opening = self._opening
-            if opening is None:
-                opening = self._opening = concurrent.futures.Future()
-                # A task of its own: others may wait for the file when the first caller is cancelled.
-                task = asyncio.ensure_future(
-                    Connection(self._path, self._durability, self._busy_timeout, self._clock, self._announce).open()
+            if self._connection is None:
+                self._connection = Connection(
+                    self._path, self._durability, self._busy_timeout, self._clock, self._announce
                 )
-                task.add_done_callback(partial(self._opened, opening))
+            connection = self._connection
         try:
-            opened = await asyncio.shield(asyncio.wrap_future(opening))
-            if isinstance(opened, BaseException):
-                raise opened
+            await connection.call(Job(lambda *_: None))  # the first job opens the file
         except BaseException:
             await self.close()
             raise
-
-    def _opened(
-        self, opening: concurrent.futures.Future[Connection | BaseException], task: asyncio.Task[Connection]
-    ) -> None:
-        error = BackendError("opening the file was interrupted") if task.cancelled() else task.exception()
-        if error is not None:
-            with self._lock:
-                if self._opening is opening:
-                    self._opening = None
-        else:
-            self._connection = task.result()
-        opening.set_result(error or task.result())
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""
@@ -154,14 +139,9 @@ class SQLiteBackend(Inspection):
             self._users -= 1
             if self._users:
                 return
-            opening, self._opening, self._connection = self._opening, None, None
-        if opening is not None:
-            await asyncio.shield(asyncio.ensure_future(self._close(opening)))
-
-    async def _close(self, opening: concurrent.futures.Future[Connection | BaseException]) -> None:
-        opened = await asyncio.wrap_future(opening)
-        if isinstance(opened, Connection):
-            await opened.close()
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.shield(asyncio.ensure_future(connection.close()))
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
         """Stores all of ``tasks`` or none, in one transaction.
@@ -270,7 +250,10 @@ class SQLiteBackend(Inspection):
             raise BackendError(f"{self._path} is not open: call connect() first")
         return self._connection
 
-    def _announce(self, topics: Iterable[str | None]) -> None:
+    def _find_ended(self, task_ids: Sequence[str], seen: Seen) -> asyncio.Future[tuple[Seen, Sequence[str]]]:
+        return self._connected().submit(Job(lambda connection, *_: statements.ended(connection, task_ids, seen)))
+
+    def _announce(self, topics: Collection[str | None]) -> None:
         self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)

@@ -1,30 +1,33 @@
-"""The thread that owns a SQLite connection: one hop for a change, one commit for many."""
+"""The thread that owns a SQLite connection: what arrives together is one batch, and one commit."""
 
 import asyncio
 import atexit
+import concurrent.futures
 import itertools
-import os
 import sqlite3
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
+from sitq import _forks
+from sitq.backends.sqlite.file import QueueFile
 from sitq.backends.sqlite.patience import PatientConnection
-from sitq.backends.sqlite.schema import create_private_file, prepare
-from sitq.backends.sqlite.statements import Notes, Row, apply, install
+from sitq.backends.sqlite.statements import Notes, Row, apply
 from sitq.backends.sqlite.translation import translate
-from sitq.errors import BackendError, BackendUnavailableError
+from sitq.errors import BackendError
 
 type Durability = Literal["enqueue", "full", "normal"]
 
 CACHED_STATEMENTS = 128
+
+SETTLING_SECONDS = 5.0
+"""How long the exit of the interpreter may wait for what is queued."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +39,7 @@ class Job[T]:
             connection, the time in microseconds and what there is to note about the changes.
         changes: Gives, for a time, the changes to make; ``None`` where the job only reads. Called
             again, alone, where changes that were merged with others failed.
-        wanted: Asked, where nothing else in the hop writes, whether the changes would change
+        wanted: Asked, if nothing else in the batch writes, whether the changes would change
             anything: trying costs the write lock.
         synced: Whether the commit has to survive a power cut.
         announce: Gives, for the result, what another look may find from now on: the ids of tasks
@@ -75,9 +78,12 @@ class Connection:
     """One SQLite connection on a thread of its own.
 
     Jobs that arrive while the thread is busy are carried out together at its next turn, in one
-    transaction (group commit): a lone caller pays one hop, a thousand concurrent ones pay a few.
-    But a hop takes one reservation only: while a worker runs what it gave out, the thread can be
+    transaction (group commit): a lone caller pays one batch, a thousand concurrent ones pay a few.
+    But a batch takes one reservation only: while a worker runs what it gave out, the thread can be
     at the next one.
+
+    The file is opened by the first batch. Before a fork it is closed; the next batch opens it anew,
+    in the parent and in the child.
     """
 
     def __init__(
@@ -86,79 +92,86 @@ class Connection:
         durability: Durability,
         busy_timeout: float,
         clock: Callable[[], float],
-        announce: Callable[[Iterable[str | None]], None],
+        announce: Callable[[Collection[str | None]], None],
     ) -> None:
         self._path = path
         self._durability = durability
-        self._busy_timeout = busy_timeout
         self._clock = clock
         self._announce = announce
-        self._jobs: deque[Job[Any]] = deque()
-        self._lock = threading.Lock()
-        self._hop_queued = False
         self._closed = False
-        self._pid = os.getpid()
-        self._synchronous = ""
-        self._identity: os.stat_result | None = None
+        self._stayed_behind = False
+        self._file = QueueFile(path, busy_timeout, lambda: self._thread._connector(), self)
+        self._begin()
+        _forks.begin_anew_in_child(self._begin_in_child)
 
-    async def open(self) -> Self:
-        """Opens the file, creating it for its owner only, and brings it to the current schema."""
-        try:
-            if self._path != ":memory:":
-                create_private_file(Path(self._path))
-            self._aiosqlite = aiosqlite.connect(
-                self._path,
-                timeout=0.0,
-                isolation_level=None,
-                cached_statements=CACHED_STATEMENTS,
-                factory=PatientConnection,
-            )
-            # A daemon: a backend that nobody closed must not keep the interpreter from exiting (see _settle_open).
-            self._aiosqlite._thread.daemon = True
-            try:
-                await self._aiosqlite
-            except BaseException:
-                # The thread was told to end, and answers to this loop before it does: wait for that,
-                # for the loop may be closed soon.
-                if self._aiosqlite._thread.is_alive():
-                    await asyncio.to_thread(self._aiosqlite._thread.join)
-                raise
-        except (sqlite3.Error, OSError) as error:
-            raise translate(error, self._path) from error
-        assert isinstance(self._aiosqlite._conn, PatientConnection)
-        self._sqlite = self._aiosqlite._conn
-        self._sqlite.patience = self._busy_timeout
-        try:
-            await self.call(Job(lambda connection, *_: self._prepare(connection)))
-        except BaseException:
-            await asyncio.shield(self.close())
-            raise
-        _open.add(self)
-        return self
+    def _begin(self) -> None:
+        # Of aiosqlite, its thread with the queue is what we use. There is no public call for "run
+        # this on your thread, and wake nobody": its own futures would wake the loop for each job.
+        self._thread = aiosqlite.connect(
+            self._path,
+            timeout=0.0,
+            isolation_level=None,
+            cached_statements=CACHED_STATEMENTS,
+            factory=PatientConnection,
+        )
+        # A daemon: a backend that nobody closed must not keep the interpreter from exiting (see _settle_all).
+        self._thread._thread.daemon = True
+        self._is_started = False
+        self._lock = threading.Lock()
+        self._jobs: deque[Job[Any]] = deque()
+        self._batch_queued = False
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        prepare(connection, self._path)
-        install(connection)
-        self._synchronous = ""  # whatever it is by now
-        if self._path != ":memory:":
-            self._identity = os.stat(self._path)
+    def _begin_in_child(self) -> None:
+        self._thread._connection = None
+        self._file.forget()
+        self._stayed_behind = self._path == ":memory:" and self._is_started
+        self._begin()
 
     async def close(self) -> None:
         """Runs what is queued, then closes the connection and ends the thread."""
         with self._lock:
             first, self._closed = not self._closed, True
-        if first and self._pid == os.getpid():
-            await self._aiosqlite.close()
+            if not first or not self._is_started:
+                return
+            ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+            self._send(partial(self._end, ended))
+            self._send(lambda: _STOP_RUNNING_SENTINEL)
+        # Not stop() of aiosqlite's: its thread would die of a loop that is closed before it has answered.
+        await asyncio.wrap_future(ended)
+
+    def close_for_fork(self) -> None:
+        """Has the file closed by the thread, between two batches; the next one opens it again."""
+        if self._path == ":memory:":
+            _forks.leave(self)  # it lives in this process only
+        else:
+            self._send(self._let_go)
+
+    def _let_go(self) -> None:
+        self._thread._connection = None
+        self._file.close()
+
+    def _end(self, ended: concurrent.futures.Future[None]) -> None:
+        try:
+            self._let_go()
+        finally:
+            ended.set_result(None)
 
     def settle(self) -> None:
         """Waits for what is queued, and has what stands in the -wal file written into the file itself."""
         settled = threading.Event()
         with self._lock:
-            if self._closed or self._pid != os.getpid():
+            if self._closed or not self._thread._thread.is_alive():
                 return
-            self._aiosqlite._tx.put_nowait((None, partial(self._sqlite.execute, "PRAGMA wal_checkpoint(PASSIVE)")))
-            self._aiosqlite._tx.put_nowait((None, settled.set))
-        settled.wait()
+            self._send(self._write_back)
+            self._send(settled.set)
+        settled.wait(SETTLING_SECONDS)
+
+    def _write_back(self) -> None:
+        if self._file.is_open:
+            self._file.open().execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _send(self, run: Callable[[], object]) -> None:
+        self._thread._tx.put_nowait((None, run))
 
     async def call[T](self, job: Job[T], *, on_queued: Callable[[], object] | None = None) -> T:
         """Runs ``job`` and returns its result.
@@ -173,9 +186,7 @@ class Connection:
         Raises:
             BackendError: SQLite refused, or the connection cannot be used.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        job.future = future
-        self.post(job)
+        future = self.submit(job)
         if on_queued:
             on_queued()
         try:
@@ -186,31 +197,41 @@ class Connection:
                 job.on_abandoned(future.result())
             raise
 
+    def submit[T](self, job: Job[T]) -> asyncio.Future[T]:
+        """Queues ``job`` and returns the future of its result; raises as :meth:`post` does."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        job.future = future
+        self.post(job)
+        return future
+
     def post(self, job: Job[Any]) -> None:
-        """Queues ``job``; nobody needs to wait for it."""
-        if self._pid != os.getpid():
-            raise BackendError(
-                f"{self._path}: the backend was connected before a fork(), and a SQLite connection "
-                "must not be used across one; make a new backend in the child"
-            )
+        """Queues ``job``; nobody needs to wait for it.
+
+        Raises:
+            BackendError: The connection is closed, or its file is not there any more.
+            RuntimeError: Its thread cannot be started.
+        """
+        _forks.check_process()
         if not self._jobs:
-            self._check_identity()
+            self._file.check()
         with self._lock:
             if self._closed:
                 raise BackendError(f"{self._path}: the backend is closed")
+            if self._stayed_behind:
+                raise BackendError("a queue in memory stays in the process that made it: use a file across a fork")
+            if not self._is_started:
+                self._thread._thread.start()
+                self._is_started = True
             self._jobs.append(job)
-            if self._hop_queued:
-                return
-            self._hop_queued = True
-            # aiosqlite has no public call for "run this on your thread, and wake nobody": its own
-            # future would wake the loop a second time for each hop.
-            self._aiosqlite._tx.put_nowait((None, self._hop))
+            if not self._batch_queued:
+                self._batch_queued = True
+                self._send(self._run_batch)
 
-    def _hop(self) -> None:
+    def _run_batch(self) -> None:
         jobs = self._take()
         self._try(jobs)
         topics = {topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)}
-        # Where more is queued, first the system call, for in it the loop would take the interpreter lock
+        # If more is queued, first the system call, because in it the loop would take the interpreter lock
         # as soon as it has its answers: so the next statement starts while the loop wakes up.
         more = bool(self._jobs)
         if more and topics:
@@ -238,27 +259,29 @@ class Connection:
             if len(reservations) > 1 and not self._closed:  # what is queued then runs after the close
                 del jobs[reservations[1] :]
                 self._jobs = deque(itertools.islice(self._jobs, len(jobs), None))
-                self._aiosqlite._tx.put_nowait((None, self._hop))
+                self._send(self._run_batch)
             else:
                 self._jobs.clear()
-                self._hop_queued = False
+                self._batch_queued = False
         return jobs
 
     def _try(self, jobs: list[Job[Any]]) -> None:
         try:
-            self._run(jobs, int(self._clock() * 1_000_000))
+            self._run(jobs)
         except BaseException as error:
             for job in jobs:
                 job.error = self._translated(error)
 
-    def _run(self, jobs: list[Job[Any]], now: int) -> None:
+    def _run(self, jobs: list[Job[Any]]) -> None:
+        now = int(self._clock() * 1_000_000)
+        sqlite = self._open()
         synced = any(job.synced for job in jobs)
-        self._set_synchronous(synced)
+        self._set_synchronous(sqlite, synced)
         others = any(job.changes and not job.wanted for job in jobs)  # then there is a commit anyhow
-        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(self._sqlite, now))]
+        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(sqlite, now))]
         try:
             changes = (job.changes(now) for job in writers if job.changes)
-            notes = apply(self._sqlite, itertools.chain.from_iterable(changes))
+            notes = apply(sqlite, itertools.chain.from_iterable(changes))
         except Exception as error:
             if len(jobs) == 1:
                 raise
@@ -270,38 +293,29 @@ class Connection:
                     self._try([job])  # one is at fault: each gets a transaction, and an answer, of its own
             return
         if synced:
-            self._check_identity()  # what is about to be acknowledged may have waited for the lock long enough
+            self._file.check_commit()  # what is about to be acknowledged may have waited for the lock long enough
+            sqlite = self._open()
         for job in jobs:
             try:
-                job.result = job.read(self._sqlite, now, notes)
+                job.result = job.read(sqlite, now, notes)
             except Exception as error:
                 job.error = self._translated(error)
 
-    def _set_synchronous(self, synced: bool) -> None:
-        # Set in the hop that needs it: the level belongs to the connection, and between two hops
+    def _open(self) -> PatientConnection:
+        sqlite = self._file.open()
+        self._thread._connection = sqlite  # so that aiosqlite warns of a connection that nobody closed
+        return sqlite
+
+    def _set_synchronous(self, sqlite: PatientConnection, synced: bool) -> None:
+        # Set in the batch that needs it: the level belongs to the connection, and between two batches
         # another caller's write would slip in.
         level = "FULL" if self._durability == "full" or (synced and self._durability == "enqueue") else "NORMAL"
-        if level != self._synchronous:
-            self._sqlite.execute(f"PRAGMA synchronous = {level}")
-            self._synchronous = level
+        if level != self._file.synchronous:
+            sqlite.execute(f"PRAGMA synchronous = {level}")
+            self._file.synchronous = level
 
     def _translated(self, error: BaseException) -> BaseException:
         return translate(error, self._path) if isinstance(error, (sqlite3.Error, OSError)) else error
-
-    def _check_identity(self) -> None:
-        # SQLite goes on writing into a file that has lost its name, and nothing fails. Asked by who
-        # queues the first job of a hop: on the connection's thread the system call would hand the
-        # interpreter lock to the loop, just when SQLite could have started beside it.
-        reason = None
-        try:
-            if self._identity is None or os.path.samestat(os.stat(self._path), self._identity):
-                return
-        except OSError as error:
-            reason = error
-        raise BackendUnavailableError(
-            f"{self._path} is not there any more: it was deleted or moved, or replaced by another, while it was "
-            "open; put it back, or restart what uses it"
-        ) from reason
 
 
 def _deliver(jobs: list[Job[Any]]) -> None:
@@ -309,12 +323,10 @@ def _deliver(jobs: list[Job[Any]]) -> None:
         job.deliver()
 
 
-_open: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
 @atexit.register
-def _settle_open() -> None:
+def _settle_all() -> None:
     # Only daemons are left of the threads, and the next one to need the interpreter lock may not get it:
     # what was acknowledged last would not be announced. Not closed: other functions of this kind follow.
-    for connection in list(_open):
-        connection.settle()
+    for holder in _forks.holders():
+        if isinstance(holder, Connection):
+            holder.settle()

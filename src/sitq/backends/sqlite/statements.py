@@ -22,6 +22,7 @@ told in the temporary table ``note``. The triggers belong to the connection, not
 """
 
 import itertools
+import json
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -144,6 +145,26 @@ _GET = """
 """
 
 
+_ENDED = """
+    SELECT asked.value FROM json_each(?) AS asked
+    WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE task_id = asked.value AND finished_at IS NULL)
+"""
+
+
+def fetch_all(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    """Returns all rows of a query; in text that is not UTF-8, which sitq does not write, the bytes are replaced."""
+    try:
+        return connection.execute(sql, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")  # a third slower than SQLite's own
+    try:
+        return connection.execute(sql, parameters).fetchall()
+    finally:
+        connection.text_factory = str
+
+
 def install(connection: sqlite3.Connection) -> None:
     """Makes the view and its triggers, in memory, for this connection."""
     connection.execute("PRAGMA temp_store = MEMORY")
@@ -177,7 +198,7 @@ def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
             raise
     if only_stored:
         return frozenset()
-    notes = frozenset(connection.execute("SELECT kind, key, claim FROM note").fetchall())
+    notes = frozenset(fetch_all(connection, "SELECT kind, key, claim FROM note"))
     if notes:
         connection.execute("DELETE FROM note")
     return notes
@@ -240,8 +261,10 @@ def prune(now: int, before: int) -> Row:
 
 def _heads(connection: sqlite3.Connection) -> list[float]:
     """Returns when the first ordinary task, the first last attempt and the first spent one are due."""
-    # What is no integer is of another's making. SQLite sorts it behind every integer: never due.
-    return [at if isinstance(at, int) else inf for at in connection.execute(_HEADS).fetchone()]
+    # What is no integer was not written by sitq. A REAL stands among the integers by its value: taking
+    # that task, when it is due, mends the row. SQLite sorts text behind every number: never due.
+    (heads,) = fetch_all(connection, _HEADS)
+    return [at if isinstance(at, (int, float)) else inf for at in heads]
 
 
 def is_due(connection: sqlite3.Connection, now: int, alone: bool) -> bool:
@@ -257,7 +280,7 @@ def is_prunable(connection: sqlite3.Connection, before: int) -> bool:
 
 def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Found:
     """Reads what a reservation gave out, and what a caller should know of the rest."""
-    rows = connection.execute(_RESERVED, (until, until + limit, claim)).fetchall()
+    rows = fetch_all(connection, _RESERVED, (until, until + limit, claim))
     due, last, spent = _heads(connection)
     ahead = min((at for at in (due, last, spent) if at > now), default=inf)
     return rows, Reservation(
@@ -306,6 +329,21 @@ def unrecorded(
     ]
 
 
+def ended(connection: sqlite3.Connection, task_ids: Sequence[str], seen: object) -> tuple[object, Sequence[str]]:
+    """Returns which of some tasks are finished or deleted, and the state of the file that was seen.
+
+    Args:
+        connection: Its own commits are announced, and are not looked for.
+        task_ids: The tasks.
+        seen: What an earlier call returned, or ``None``; nothing is looked for if no other connection
+            has committed since.
+    """
+    state = connection, connection.execute("PRAGMA data_version").fetchone()[0]
+    if state == seen:
+        return state, ()
+    return state, [task_id for (task_id,) in fetch_all(connection, _ENDED, (json.dumps(task_ids),))]
+
+
 def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | None:
     """Looks for a task.
 
@@ -313,12 +351,12 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
         BackendCorruptError: Its row holds what sitq did not write.
     """
     try:
-        row = connection.execute(_GET, (task_id,)).fetchone()
+        found = fetch_all(connection, _GET, (task_id,))
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return None
-    if row is None:
+    if not found:
         return None
-    key, status, value, error, traceback, attempt, *times = row
+    key, status, value, error, traceback, attempt, *times = found[0]
     try:
         enqueued, started, finished = (None if time is None else from_micros(time) for time in times)
         if enqueued is None or status not in STATUSES or (status in FINISHED) != (finished is not None):

@@ -11,6 +11,7 @@ _ERRORS: dict[int, tuple[type[BackendError], str]] = {
         f"another connection holds the write lock for longer than the busy timeout; {_AGAIN}",
     ),
     sqlite3.SQLITE_LOCKED: (BackendUnavailableError, f"it is locked; {_AGAIN}"),
+    sqlite3.SQLITE_PROTOCOL: (BackendUnavailableError, f"its lock could not be had in many tries; {_AGAIN}"),
     sqlite3.SQLITE_FULL: (BackendUnavailableError, f"the disk is full; make room: {_AGAIN}"),
     sqlite3.SQLITE_IOERR: (BackendUnavailableError, f"the disk reports an error; {_AGAIN}"),
     sqlite3.SQLITE_CANTOPEN: (

@@ -6,12 +6,18 @@ import ctypes
 import functools
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 POLL_SECONDS = 0.02
 """How often the -wal file is looked at where there is no inotify."""
+
+LOOK_SECONDS = 1.0
+"""How often it is looked for results although nothing was heard."""
+
+RESTS_PER_LOOK = 10.0
+"""How many times as long as a look the pause after it is: what thousands wait for is found in a
+tenth of the time of the connection."""
 
 _libc = functools.cache(functools.partial(ctypes.CDLL, None, use_errno=True))
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
@@ -33,80 +39,137 @@ def touch(wal_path: str) -> None:
 
 
 type _Watch = _InotifyWatch | _PollWatch
+type Seen = object
+"""The state of the file at a look, by which the next one tells whether there is anything new."""
+
+type Find = Callable[[Sequence[str], Seen], asyncio.Future[tuple[Seen, Sequence[str]]]]
+"""Looks which of some tasks have ended, unless the file is as it was seen."""
 
 
 class Watchers:
-    """The callbacks that wait for a change, by what they wait for.
+    """Who waits for a change in which event loop.
 
-    A callback is called in the event loop in which it was added. While there is one in a loop, the
-    -wal file is watched in that loop for the commits of other processes.
+    Args:
+        wal_path: The file that is touched after a commit; ``None`` if there is no other process.
+        find: Called in the loop of those who wait.
     """
 
-    def __init__(self, wal_path: str | None) -> None:
+    def __init__(self, wal_path: str | None, find: Find) -> None:
         self._wal_path = wal_path
-        self._lock = threading.Lock()
-        self._callbacks: dict[str | None, dict[Callable[[], object], asyncio.AbstractEventLoop]] = {}
-        self._watches: dict[asyncio.AbstractEventLoop, tuple[_Watch, int]] = {}
+        self._find = find
+        # Each loop changes its own entry only, and others read: no lock, which a fork could copy locked.
+        self._loops: dict[asyncio.AbstractEventLoop, _Waiting] = {}
 
     @contextlib.contextmanager
     def watching(self, on_change: Callable[[], object], task_id: str | None) -> Iterator[None]:
         """Has ``on_change`` called from the entry of the block to its end."""
         loop = asyncio.get_running_loop()
+        waiting = self._loops.get(loop)
+        if waiting is None:
+            waiting = self._loops[loop] = _Waiting(loop, self._wal_path, self._find)
         callback = functools.partial(on_change)  # told from another of the same function
-        with self._lock:
-            self._callbacks.setdefault(task_id, {})[callback] = loop
-        self._watch_file(loop)
+        waiting.add(callback, task_id)
         try:
             yield
         finally:
-            with self._lock:
-                waiting = self._callbacks[task_id]
-                del waiting[callback]
-                if not waiting:
-                    del self._callbacks[task_id]
-            self._unwatch_file(loop)
+            if not waiting.remove(callback, task_id):
+                self._loops.pop(loop, None)
 
-    def notify(self, topics: Iterable[str | None]) -> None:
+    def notify(self, topics: Collection[str | None]) -> None:
         """Calls those who wait for one of ``topics``: ids of tasks, or ``None`` for due tasks."""
-        if not self._callbacks:
-            return
-        with self._lock:
-            found = [item for topic in topics for item in self._callbacks.get(topic, {}).items()]
-        here = asyncio._get_running_loop()
-        for callback, loop in found:
-            if loop is here:
-                callback()
-            else:
-                with contextlib.suppress(RuntimeError):  # that loop is closed
-                    loop.call_soon_threadsafe(callback)
+        for waiting in list(self._loops.values()):
+            waiting.notify(topics)
 
-    def _notify_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            found = [
-                callback
-                for waiting in self._callbacks.values()
-                for callback, its_loop in waiting.items()
-                if its_loop is loop
-            ]
-        for callback in found:
-            callback()
+    def begin_anew(self) -> None:
+        """Forgets those who wait, in the child of a fork: their loops stayed in the parent."""
+        self._loops = {}
 
-    def _watch_file(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._wal_path is None:
-            return
-        watch, users = self._watches.get(loop, (None, 0))
-        if watch is None:
-            watch = _watch(loop, self._wal_path, lambda: self._notify_loop(loop))
-        self._watches[loop] = (watch, users + 1)
 
-    def _unwatch_file(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._wal_path is None:
+class _Waiting:
+    """The callbacks of one event loop, by what they wait for.
+
+    A commit of another process says only that something changed. However many wait for results, one
+    look finds whose task has ended; a look for each of a hundred took half of a core.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wal_path: str | None, find: Find) -> None:
+        self._loop = loop
+        self._find = find
+        self._callbacks: dict[str | None, set[Callable[[], object]]] = {}
+        self._seen: Seen = None
+        self._looking = False
+        self._look_again = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch = None if wal_path is None else _watch(loop, wal_path, self._on_file)
+        if self._watch is not None:
+            self._tick()
+
+    def add(self, callback: Callable[[], object], topic: str | None) -> None:
+        self._callbacks.setdefault(topic, set()).add(callback)
+
+    def remove(self, callback: Callable[[], object], topic: str | None) -> bool:
+        """Returns whether there is another one; if not, this object is of no more use."""
+        waiting = self._callbacks[topic]
+        waiting.discard(callback)
+        if not waiting:
+            del self._callbacks[topic]
+        if self._callbacks:
+            return True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.close()
+        return False
+
+    def notify(self, topics: Collection[str | None]) -> None:
+        """Calls those who wait for one of ``topics``; may be called in any thread."""
+        if not any(topic in self._callbacks for topic in topics):
             return
-        watch, users = self._watches.pop(loop)
-        if users > 1:
-            self._watches[loop] = (watch, users - 1)
+        if asyncio._get_running_loop() is self._loop:
+            self._call(topics)
         else:
-            watch.close()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._call, topics)
+
+    def _call(self, topics: Iterable[str | None]) -> None:
+        for topic in topics:
+            for callback in tuple(self._callbacks.get(topic, ())):
+                callback()
+
+    def _on_file(self) -> None:
+        self._call((None,))
+        self._look()
+
+    def _tick(self) -> None:
+        """Looks now and then, because a process can die between its commit and the touch."""
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._tick)
+        self._look()
+
+    def _look(self) -> None:
+        self._look_again = self._looking
+        ids = [topic for topic in self._callbacks if topic is not None]
+        if self._looking or not ids:
+            return
+        try:
+            found = self._find(ids, self._seen)
+        except Exception:  # the backend is closed, or its file is away: each learns it by a look of its own
+            self._call(ids)
+            return
+        self._looking = True
+        found.add_done_callback(functools.partial(self._found, ids, self._loop.time()))
+
+    def _found(self, ids: Sequence[str], begun: float, found: asyncio.Future[tuple[Seen, Sequence[str]]]) -> None:
+        if found.cancelled() or found.exception() is not None:
+            ended = ids
+        else:
+            self._seen, ended = found.result()
+        self._call(ended)
+        self._loop.call_later(RESTS_PER_LOOK * (self._loop.time() - begun), self._rested)
+
+    def _rested(self) -> None:
+        self._looking = False
+        if self._look_again:
+            self._look()
 
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:

@@ -1,0 +1,105 @@
+"""What happens to open files and locks when the process forks.
+
+SQLite keeps its POSIX locks in a table of the process. The child of a fork inherits the table and
+not the locks: it believes that it holds what it does not (sqlite.org/howtocorrupt.html, 2.6). So
+whoever holds a file open enters here; before a fork every one of them is asked to close, and the
+fork waits for that. Parent and child then open anew, each for itself.
+
+A thread that held one of our locks at the fork does not exist in the child: what has locks or
+threads begins anew there.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+CLOSING_SECONDS = 10.0
+"""How long a fork waits for open files to be closed: longer than a statement waits for a lock."""
+
+_turn = threading.Condition()
+_pid = os.getpid()
+_forks = 0  # under way now
+_in_use: weakref.WeakKeyDictionary["Holder", Hashable] = weakref.WeakKeyDictionary()
+_inherited: set[Hashable] = set()
+_beginners: set[weakref.WeakMethod[Callable[[], None]]] = set()
+
+
+class Holder(Protocol):
+    """Who holds a file open, on a thread of its own."""
+
+    def close_for_fork(self) -> None:
+        """Asks the thread to close the file and to call :func:`leave`; returns at once."""
+
+
+class InheritedError(Exception):
+    """The file was open when this process was forked."""
+
+
+def enter(holder: Holder, identity: Hashable) -> None:
+    """Waits until no fork is under way, and notes that ``holder`` is about to open a file.
+
+    Raises:
+        InheritedError: A parent of this process had the file open at the fork.
+    """
+    check_process()
+    with _turn:
+        _turn.wait_for(lambda: not _forks)
+        if identity in _inherited:
+            raise InheritedError
+        _in_use[holder] = identity
+
+
+def leave(holder: Holder) -> None:
+    """Notes that ``holder`` has closed its file."""
+    with _turn:
+        if _in_use.pop(holder, None) is not None:
+            _turn.notify_all()
+
+
+def holders() -> list["Holder"]:
+    """Returns who holds a file open now."""
+    return list(_in_use)
+
+
+def begin_anew_in_child(begin_anew: Callable[[], None]) -> None:
+    """Has a bound method called in the child of every fork from now on, as long as its object lives."""
+    _beginners.add(weakref.WeakMethod(begin_anew, _beginners.discard))
+
+
+def check_process() -> None:
+    """Begins anew where this process is a child, and nothing told so: a fork by C code runs no hooks."""
+    if os.getpid() != _pid:
+        _after_in_child()
+
+
+def _before() -> None:
+    global _forks
+    with _turn:
+        _forks += 1
+        for holder in holders():
+            holder.close_for_fork()
+        _turn.wait_for(lambda: not _in_use, CLOSING_SECONDS)
+
+
+def _after_in_parent() -> None:
+    global _forks
+    with _turn:
+        _forks -= 1
+        _turn.notify_all()
+
+
+def _after_in_child() -> None:
+    global _turn, _pid, _forks
+    _turn, _pid, _forks = threading.Condition(), os.getpid(), 0
+    _inherited.update(_in_use.values())
+    _in_use.clear()
+    for beginner in list(_beginners):
+        begin_anew = beginner()
+        if begin_anew is not None:
+            begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,187 @@
+"""One queue file, open: SQLite's handle on it, and whether it is still the file that others see."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from sitq import _forks
+from sitq.backends.sqlite import guard
+from sitq.backends.sqlite.guard import Identity, identity_of
+from sitq.backends.sqlite.patience import PatientConnection
+from sitq.backends.sqlite.schema import create_private_file, prepare
+from sitq.backends.sqlite.statements import install
+from sitq.errors import BackendError, BackendUnavailableError
+
+_never_closed: list[sqlite3.Connection] = []
+"""Handles that the child of a fork inherited: closing them would write into the parent's file."""
+
+
+class QueueFile:
+    """A handle that is opened when it is needed; used on one thread.
+
+    Where the -wal file has lost its name, what is committed is lost with the handle, and no other
+    process sees it. SQLite does not notice. So it is looked for, and what is in it is rescued.
+
+    Args:
+        path: The file, or ``":memory:"``.
+        patience: Seconds that a statement waits for a lock of another connection.
+        connect: Opens a connection.
+        holder: Who is asked to close before a fork.
+    """
+
+    def __init__(
+        self, path: str, patience: float, connect: Callable[[], sqlite3.Connection], holder: _forks.Holder
+    ) -> None:
+        self._path = path
+        self._patience = patience
+        self._connect = connect
+        self._holder = holder
+        self._in_memory = path == ":memory:"
+        self._handle: PatientConnection | None = None
+        self._identity: Identity | None = None
+        self._wal_identity: Identity | None = None
+        self._is_guarded = False
+        self._has_lost_its_wal = False
+        self.synchronous = ""
+        """The level that was set last on the handle; empty for a new one."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a handle."""
+        return self._handle is not None
+
+    def open(self) -> PatientConnection:
+        """Returns the handle, a new one if there is none, or if the -wal file was taken away.
+
+        Raises:
+            BackendError: The file is away, is not one of sitq's, or was open when the process was forked.
+            sqlite3.Error: SQLite cannot open it.
+            OSError: It cannot be made.
+        """
+        if self._has_lost_its_wal and self._handle is not None:
+            self._rescue()
+        if self._handle is None:
+            self._open()
+        assert self._handle is not None
+        return self._handle
+
+    def close(self, *, checkpoint: bool = True) -> None:
+        """Closes the handle; may be called without one.
+
+        Args:
+            checkpoint: Whether SQLite may write the -wal file back and delete it, if nobody else uses the file.
+        """
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        try:
+            if self._identity is not None and self._is_guarded:
+                guard.release(self._identity)
+            if not checkpoint:
+                handle.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+            handle.close()
+            if self._identity is not None and self._is_guarded:
+                guard.tidy(self._identity)
+            self._is_guarded = False
+        finally:
+            _forks.leave(self._holder)
+
+    def check(self) -> None:
+        """Makes sure that the file still has its name: SQLite goes on writing into one that has none.
+
+        Looks for the -wal file as well; if it is away, :meth:`open` sees to it. May be called in any
+        thread: whoever queues the first job of a batch asks. On the connection's thread the system
+        calls would hand the interpreter lock to the loop, just when SQLite could have started beside it.
+
+        Raises:
+            BackendUnavailableError: It was deleted, moved or replaced.
+        """
+        reason = None
+        try:
+            if self._identity is None or identity_of(self._path) == self._identity:
+                self._has_lost_its_wal = not self._has_its_wal()
+                return
+        except OSError as error:
+            reason = error
+        raise BackendUnavailableError(
+            f"{self._path} is not there any more: it was deleted or moved, or replaced by another, while it was "
+            "open; put it back, or restart what uses it"
+        ) from reason
+
+    def check_commit(self) -> None:
+        """Makes sure that what was committed last is where others will find it.
+
+        Raises:
+            BackendUnavailableError: It is not.
+        """
+        self.check()
+        if self._has_lost_its_wal and not self._rescue():
+            raise BackendUnavailableError(
+                f"{self._path}-wal was replaced by another file while it was open, and what was written into it last "
+                "is lost; nothing of this call is stored: try again, and see what deletes that file"
+            )
+
+    def forget(self) -> None:
+        """Begins anew in the child of a fork, which must neither use nor close what the parent had open."""
+        if self._handle is not None:
+            _never_closed.append(self._handle)
+        self._handle, self._is_guarded = None, False
+        guard.begin_anew()
+
+    def _open(self) -> None:
+        if not self._in_memory:
+            self.check()
+            create_private_file(Path(self._path))
+        try:
+            _forks.enter(self._holder, id(self) if self._in_memory else identity_of(self._path))
+        except _forks.InheritedError:
+            raise BackendError(
+                f"{self._path} was open when this process was forked, and could not be closed in time: in this "
+                "process SQLite would take no locks on it. Start such processes with subprocess, or with "
+                'multiprocessing.get_context("spawn")'
+            ) from None
+        try:
+            handle = self._connect()
+            assert isinstance(handle, PatientConnection)
+            self._handle = handle
+            handle.patience = self._patience
+            self._prepare(handle)
+        except BaseException:
+            self.close()
+            _forks.leave(self._holder)  # also if there is no handle yet
+            raise
+
+    def _prepare(self, handle: PatientConnection) -> None:
+        prepare(handle, self._path)
+        install(handle)
+        self.synchronous = ""
+        if not self._in_memory:
+            self._identity = identity_of(self._path)
+            guard.hold(self._path, self._identity)
+            self._is_guarded = True
+            handle.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()  # SQLite opens the -wal file
+            with contextlib.suppress(FileNotFoundError):
+                self._wal_identity = identity_of(f"{self._path}-wal")
+            self._has_lost_its_wal = False
+
+    def _has_its_wal(self) -> bool:
+        try:
+            return self._wal_identity is None or identity_of(f"{self._path}-wal") == self._wal_identity
+        except FileNotFoundError:
+            return False
+
+    def _rescue(self) -> bool:
+        """Closes the handle, because its -wal file has lost its name; returns whether its content is in the file.
+
+        SQLite still has the deleted file open. As long as no other process has made a new one, what is in
+        it and not yet in the database can be written there.
+        """
+        assert self._handle is not None
+        written = False
+        if not os.path.exists(f"{self._path}-wal"):
+            busy, in_wal, in_file = self._handle.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            written = not busy and in_wal == in_file
+        self.close(checkpoint=False)
+        return written
