@@ -110,6 +110,14 @@ def cached(n: int) -> int:
     return n + 1
 
 
+class Total(partial[Any]):
+    """A partial that is called in a way of its own."""
+
+    def __call__(self, /, *numbers: int) -> int:
+        """Adds up, and does not call its function."""
+        return sum(numbers)
+
+
 def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], list[tuple[str, Any]]]:
     """Gives back its arguments, and the order in which they came."""
     return args, list(kwargs.items())
@@ -136,6 +144,8 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], Any]] = {
     "partial of a coroutine function": (partial(add, b=3), (4,), 7),
     "partial of a partial": (partial(partial(echo, 1, x=1), 2, x=2, y=3), (3,), ((1, 2, 3), [("x", 2), ("y", 3)])),
     "partial of a lambda": (partial(lambda a, b: a**b, 2), (5,), 32),
+    "partial that calls in its own way": (Total(multiply, 7), (1, 2, 3), 6),
+    "partial that calls in its own way, of a coroutine function": (Total(add), (1, 2, 3), 6),
     "partial of a method": (partial(Doubler(1).method, 4), (), 9),
     "class": (int, ("17",), 17),
     "builtin function": (len, ("four",), 4),
@@ -363,12 +373,12 @@ def test_an_import_path_that_does_not_resolve_is_a_failed_task(imported_elsewher
 @pytest.mark.parametrize(
     ("func", "name"),
     [
-        (add, "tests.support:add"),
+        (partial(add, 1, 2), "tests.support:add"),
         (partial(partial(add, 1), 2), "tests.support:add"),
         ("tests.support:add", "tests.support:add"),
-        (Doubler(1).method, "tests.test_callables:Doubler.method"),
-        (Doubler(1), "tests.test_callables:Doubler"),
-        (len, "builtins:len"),
+        (partial(Doubler(1).method, 1), "tests.test_callables:Doubler.method"),
+        (partial(Doubler(1), 1), "tests.test_callables:Doubler"),
+        (partial(len, ""), "builtins:len"),
         (str.upper, "builtins:str.upper"),
         (lambda: 1, "tests.test_callables:<lambda>"),
         (partial(make_closure(1), 2), "tests.test_callables:make_closure.<locals>.closure"),
@@ -380,6 +390,67 @@ async def test_a_task_is_named_after_its_function(queue: TaskQueue, path: Path, 
     await queue.enqueue(func)
     await queue.enqueue_many([func])
     assert [row["name"] for row in rows(path)] == [name, name]
+
+
+ONE_FILE = """
+    import sys, threading
+    from sitq import SQLiteBackend, SyncTaskQueue, SerializationError
+
+    queue = SyncTaskQueue(SQLiteBackend(sys.argv[1]))
+    lock = threading.Lock()
+    log = open(sys.argv[0] if sys.argv[0] != "-c" else sys.executable, encoding="latin-1")
+    fine = 7
+
+    def direct(): return fine, queue.enqueue(direct)
+    def helper(n): return [lock for _ in range(n)]
+    def indirect(): return fine + len(helper(1))
+    def inner():
+        def inside(): return log.name
+        return inside()
+    async def coroutine(): return lock
+    def attribute(thing): return thing.lock, fine
+    def carries_itself(n): return n and carries_itself(n - 1) and lock
+    def make():
+        mine = threading.Lock()
+        return lambda: mine
+
+    for task in (direct, indirect, inner, coroutine, carries_itself, make()):
+        try:
+            queue.enqueue(task, *([1] if task is carries_itself else []))
+        except SerializationError as error:
+            print(error)
+    queue.enqueue(attribute, 5)
+    queue.close()
+    """
+"""A script that has its queue and its tasks in one module."""
+
+
+def test_what_a_function_of_a_script_drags_along_is_named(path: Path) -> None:
+    """The error says which global of which function cannot be carried, and what to do."""
+    direct, indirect, inner, coroutine, itself, closure = run_script(ONE_FILE, path).splitlines()
+    assert "the function __main__:direct, " in direct
+    assert "__main__:direct uses the global 'queue', a SyncTaskQueue: " in direct
+    assert "make it inside the function, or put the function into a module" in direct
+    assert "the function __main__:indirect, " in indirect
+    assert "__main__:helper uses the global 'lock', a lock: " in indirect
+    assert "__main__:inner uses the global 'log', a TextIOWrapper: " in inner
+    assert "__main__:coroutine uses the global 'lock', a lock: " in coroutine
+    assert "__main__:carries_itself uses the global 'lock', a lock: " in itself
+    assert "<lambda> uses the outer variable 'mine', a lock: " in closure
+    assert [row["name"] for row in rows(path)] == ["__main__:attribute"]
+
+
+async def test_a_name_that_is_no_text_is_stored_as_text(queue: TaskQueue, backend: SQLiteBackend, path: Path) -> None:
+    """A lone surrogate in the name of a function or its module is written out, and the task runs."""
+    odd = make_closure(1)
+    odd.__qualname__ = "caf\u00e9\udce9"
+    task_id = await queue.enqueue(odd, 1)
+    await queue.enqueue_many([partial(odd, 2)])
+    assert {row["name"] for row in rows(path)} == {"tests.test_callables:caf\u00e9\\udce9"}
+    assert await Worker(backend).drain() == 2
+    result = await queue.get_result(task_id)
+    assert result is not None
+    assert result.unwrap() == 2
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

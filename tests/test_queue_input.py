@@ -15,6 +15,7 @@ from tests.support import add, rows
 
 LIMIT_BYTES = 10_000
 LOCK = threading.Lock()
+OPEN_FILE = Path(__file__).open()  # noqa: SIM115 - as in a script
 NAIVE = datetime(2027, 1, 1)  # noqa: DTZ001 - what is refused
 
 
@@ -39,6 +40,11 @@ def closure_over_a_lock() -> Callable[[], bool]:
     """A function that cannot be pickled, for what it carries cannot."""
     lock = threading.Lock()
     return lambda: lock.locked()
+
+
+def closure_over(value: Any) -> Callable[[], Any]:
+    """A function that carries a value."""
+    return lambda: value
 
 
 def one_bad_among(bad: Any) -> list[Callable[[], Any]]:
@@ -80,7 +86,13 @@ CASES = [
     Case("an eta of zero", lambda queue: queue.enqueue(add, 1, 2, eta=0), TypeError, "eta must be a datetime"),
     Case("a text as eta", lambda queue: queue.enqueue(add, 1, 2, eta="2027-01-01"), TypeError, "eta must be"),
     Case("a date as eta", lambda queue: queue.enqueue(add, 1, 2, eta=date(2027, 1, 1)), TypeError, "eta must be"),
-    Case("a delay as eta", lambda queue: queue.enqueue(add, 1, 2, eta=timedelta(1)), TypeError, "eta must be"),
+    Case(
+        "a delay of more than a century",
+        lambda queue: queue.enqueue(add, 1, 2, eta=timedelta(days=36_600)),
+        ValueError,
+        "eta must be at most a hundred years",
+    ),
+    Case("the longest delay", lambda queue: queue.enqueue_many([], eta=timedelta.max), ValueError, "a hundred years"),
     Case(
         "an eta after the end of time",
         lambda queue: queue.enqueue(add, 1, 2, eta=datetime.max.replace(tzinfo=timezone(-timedelta(hours=5)))),
@@ -90,14 +102,33 @@ CASES = [
     Case("a list as context", lambda queue: queue.enqueue(add, 1, 2, context=["a"]), TypeError, "context must be"),
     Case("a text as context", lambda queue: queue.enqueue(add, 1, 2, context=""), TypeError, "context must be"),
     Case("pairs as context", lambda queue: queue.enqueue(add, 1, context=[("a", 1)]), TypeError, "context must be"),
-    Case("a keyword", lambda queue: queue.enqueue(add, 1, lock=LOCK), SerializationError, "'lock'.*a lock,"),
+    Case("a keyword", lambda queue: queue.enqueue(dict, lock=LOCK), SerializationError, "'lock'.*a lock,"),
     Case("a position", lambda queue: queue.enqueue(add, 1, LOCK), SerializationError, r"argument 1\b.*a lock,"),
     Case("inside an argument", lambda queue: queue.enqueue(add, 1, [{"a": LOCK}]), SerializationError, "argument 1 "),
     Case("in a partial", lambda queue: queue.enqueue(partial(add, 1, b=LOCK)), SerializationError, "'b' of tests"),
     Case("the function", lambda queue: queue.enqueue(closure_over_a_lock()), SerializationError, "the function"),
     Case("a method", lambda queue: queue.enqueue(LOCK.acquire), SerializationError, "the function"),
-    Case("a context", lambda queue: queue.enqueue(len, context={"a": LOCK}), SerializationError, r"context\['a'\]"),
-    Case("a context's key", lambda queue: queue.enqueue(len, context={LOCK: 1}), SerializationError, "context"),
+    Case("a context", lambda queue: queue.enqueue(dict, context={"a": LOCK}), SerializationError, r"context\['a'\]"),
+    Case("a context's key", lambda queue: queue.enqueue(dict, context={LOCK: 1}), SerializationError, "context"),
+    Case("an open file", lambda queue: queue.enqueue(len, OPEN_FILE), SerializationError, f"argument 0 .*{__file__}"),
+    Case(
+        "an open file inside",
+        lambda queue: queue.enqueue(len, [{"log": OPEN_FILE}]),
+        SerializationError,
+        "argument 0 .*an open file, .*pass its path",
+    ),
+    Case(
+        "an open file by name",
+        lambda queue: queue.enqueue(dict, log=OPEN_FILE),
+        SerializationError,
+        "argument 'log' .*an open file",
+    ),
+    Case(
+        "an open file of a closure",
+        lambda queue: queue.enqueue(closure_over(OPEN_FILE)),
+        SerializationError,
+        "closure_over.*outer variable 'value', a TextIOWrapper.*an open file",
+    ),
     Case(
         "a payload over the limit",
         lambda queue: queue.enqueue(len, bytes(2 * LIMIT_BYTES)),
@@ -105,6 +136,7 @@ CASES = [
         r"\b200\d\d\b.*\b10000\b",
     ),
     Case("one that is no callable", lambda queue: queue.enqueue_many(one_bad_among(42)), TypeError, "callable"),
+    Case("one that does not fit", lambda queue: queue.enqueue_many(one_bad_among(add)), TypeError, "needs 'a' and 'b'"),
     Case("one bad path", lambda queue: queue.enqueue_many(one_bad_among("bad")), ValueError, "package.module:qualname"),
     Case(
         "one that cannot be pickled",
@@ -125,7 +157,9 @@ CASES = [
     Case("a naive eta for none", lambda queue: queue.enqueue_many([], eta=NAIVE), ValueError, "naive"),
     Case("a bad context for many", lambda queue: queue.enqueue_many([len], context=[1]), TypeError, "context must be"),
     Case("a bad context for none", lambda queue: queue.enqueue_many([], context=[1]), TypeError, "context must be"),
-    Case("a context for many", lambda queue: queue.enqueue_many([len], context={"a": LOCK}), SerializationError, "'a'"),
+    Case(
+        "a context for many", lambda queue: queue.enqueue_many([dict], context={"a": LOCK}), SerializationError, "'a'"
+    ),
     Case("a negative timeout", lambda queue: queue.get_result("x", timeout=-1), ValueError, "timeout"),
     Case("a timeout just below 0", lambda queue: queue.get_result("x", -1e-9), ValueError, "timeout"),
     Case("a timeout without end", lambda queue: queue.get_result("x", math.inf), ValueError, "timeout"),
@@ -138,6 +172,13 @@ CASES = [
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def open_file() -> Iterator[None]:
+    """Closes the file that some of the cases pass."""
+    yield
+    OPEN_FILE.close()
 
 
 def check(caught: pytest.ExceptionInfo[Exception], case: Case, path: Path) -> None:

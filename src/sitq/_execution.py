@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sitq._threads import Returned
 from sitq.models import Outcome, ReservedTask
-from sitq.serialization import Serializer, load_call
+from sitq.serialization import Serializer, is_plain_partial, load_call
 
 ERROR_LIMIT_CHARACTERS = 10_000
 TRACEBACK_LIMIT_CHARACTERS = 100_000
@@ -54,8 +54,10 @@ def is_async(func: Callable[..., Any]) -> bool:
 
     Sees through partials, and sees callable objects whose ``__call__`` is ``async def``.
     """
-    while isinstance(func, functools.partial):
+    while is_plain_partial(func):
         func = func.func
+    if isinstance(func, functools.partial):  # of a class that is called in a way of its own
+        func = func.__call__
     if isinstance(func, FunctionType) and func.__code__.co_flags & inspect.CO_COROUTINE:
         return True  # nearly always, and ten times as fast as asking inspect
     if inspect.iscoroutinefunction(func):

@@ -2,13 +2,15 @@
 
 import functools
 import importlib
+import io
 import pickle
 import sys
-import types
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
+from sitq._refusals import culprit, unserializable
+from sitq._signatures import check_call
 from sitq.errors import SerializationError
 
 ENVELOPE_VERSION = 1
@@ -59,13 +61,30 @@ class Serializer(Protocol):
 
 
 @cache
-def _cloudpickle() -> types.ModuleType:
+def _pickler() -> Any:
     # Imported at the first use: it costs a third of the time that `import sitq` takes.
     cloudpickle = importlib.import_module("cloudpickle")
     # What __main__ is called in a child of multiprocessing, which no worker can import either.
     if (main := sys.modules.get("__mp_main__")) is not None:
         cloudpickle.register_pickle_by_value(main)
-    return cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
+        # cloudpickle itself makes a StringIO of an open file: a copy that is no file any more.
+        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({io.TextIOWrapper: _refuse_file})
+
+    return Pickler
+
+
+def _refuse_file(file: io.TextIOWrapper) -> Any:
+    if file in (sys.stdout, sys.stderr):
+        return getattr, (sys, "stdout" if file is sys.stdout else "stderr")
+    raise pickle.PicklingError(f"an open file, {getattr(file, 'name', file)!r}, stays in its process: pass its path")
+
+
+def _dump_by_value(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _pickler()(buffer, PICKLE_PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
 class CloudpickleSerializer:
@@ -96,8 +115,12 @@ class CloudpickleSerializer:
             else:
                 if MAIN_MODULE not in data:
                     return data
-        carried: bytes = _cloudpickle().dumps(value, PICKLE_PROTOCOL)
-        return carried
+        try:
+            return _dump_by_value(value)
+        except Exception as error:
+            if (found := culprit(_dump_by_value, value)) is None:
+                raise
+            raise pickle.PicklingError(found) from error
 
     def loads(self, data: bytes) -> Any:
         """Returns the value that was pickled."""
@@ -149,7 +172,14 @@ class Call(NamedTuple):
             return func
         named = func if hasattr(func, "__qualname__") else type(func)
         module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
-        return f"{module}:{named.__qualname__}"
+        name = f"{module}:{named.__qualname__}"
+        # A lone surrogate is no text for a store.
+        return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_plain_partial(func: object) -> TypeGuard[partial[Any]]:
+    """Whether ``func`` is a partial that is called as partials are: a subclass may do that in another way."""
+    return isinstance(func, partial) and type(func).__call__ is partial.__call__
 
 
 def make_call(
@@ -163,11 +193,11 @@ def make_call(
     A partial is taken apart, so that it costs no more to carry than its function does.
 
     Raises:
-        TypeError: ``func`` is not callable.
+        TypeError: ``func`` is not callable, or is seen not to take these arguments.
         ValueError: ``func`` is a string and not of the form ``"package.module:qualname"``.
     """
     kwargs = kwargs or {}
-    if isinstance(func, partial) and PLACEHOLDER not in map(type, func.args):
+    if is_plain_partial(func) and PLACEHOLDER not in map(type, func.args):
         whole: partial[Any] = func
         func, args, kwargs = whole.func, whole.args + args, {**whole.keywords, **kwargs}
     if isinstance(func, str):
@@ -176,6 +206,8 @@ def make_call(
         raise TypeError(
             f"a task must be a callable or an import path 'package.module:qualname', not {type(func).__name__}"
         )
+    else:
+        check_call(func, args, kwargs)
     return Call(func, args, kwargs, {} if context is None else context)
 
 
@@ -237,23 +269,8 @@ def dump_call(serializer: Serializer, call: Call) -> bytes:
     try:
         return serializer.dumps(envelope)
     except Exception as error:
-        raise SerializationError(_explain(serializer, call, error)) from error
-
-
-def _explain(serializer: Serializer, call: Call, error: Exception) -> str:
-    parts: list[tuple[str, Any]] = [
-        (f"the function {call.name}", call.func),
-        *((f"argument {i} of {call.name}", arg) for i, arg in enumerate(call.args)),
-        *((f"argument {key!r} of {call.name}", arg) for key, arg in call.kwargs.items()),
-        *((f"context[{key!r}]", value) for key, value in call.context.items()),
-        ("the context", call.context),
-    ]
-    for name, part in parts:
-        try:
-            serializer.dumps(part)
-        except Exception as reason:
-            return f"{name}, a {type(part).__name__}, cannot be serialized: {type(reason).__name__}: {reason}"
-    return f"the call of {call.name} cannot be serialized: {type(error).__name__}: {error}"
+        reason = unserializable(serializer.dumps, call.name, *call, error)
+        raise SerializationError(reason) from error
 
 
 def load_call(serializer: Serializer, payload: bytes, format: str) -> Call:  # noqa: A002
