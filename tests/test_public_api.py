@@ -61,6 +61,7 @@ LAYERS = (
     {"sitq._dispatch"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
+    {"sitq._current"},
     {"sitq"},
     {"sitq.cli", "sitq.testing"},
     {"sitq.__main__"},

@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "sitq"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 BESIDE = ("cli", "testing", "__main__", "_operations", "backends/inspect", "backends/sqlite/inspection")
-BESIDE += ("backends/sqlite/examination", "_refusals")
+BESIDE += ("backends/sqlite/examination", "_refusals", "_current")
 """What a task has no use for on its way from enqueue to result."""
 
 MOST_STATEMENTS = 2_200

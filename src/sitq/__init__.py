@@ -1,6 +1,6 @@
 """An async-first task queue that lives in one SQLite file."""
 
-from sitq._execution import current_task
+from sitq._current import current_task
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sitq._execution import execute
+from sitq._execution import Home, execute
 from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
 from sitq._renewal import HeldTask, Renewer
 from sitq._threads import Returned, ThreadPool
@@ -49,7 +49,7 @@ class Dispatcher:
 
     def __init__(self, backend: Backend, serializer: Serializer, settings: Settings) -> None:
         self._backend = backend
-        self._serializer = serializer
+        self._home = Home(backend, serializer)
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
@@ -235,9 +235,7 @@ class Dispatcher:
         task = held.task
         held.aio = asyncio.current_task()
         logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
-        outcome = await execute(
-            task, self._serializer, partial(self._run_in_thread, held), self._backend.max_payload_bytes
-        )
+        outcome = await execute(task, self._home, partial(self._run_in_thread, held), self._backend.max_payload_bytes)
         if held not in self._held:
             return  # it was given back while it ignored its cancellation
         self._running -= 1

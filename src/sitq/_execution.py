@@ -1,16 +1,17 @@
 """Running one task: its call, its context, its outcome."""
 
+import asyncio
 import contextvars
 import functools
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from datetime import datetime
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from sitq._threads import Returned
+from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
 from sitq.serialization import Serializer, is_plain_partial, load_call
 
@@ -18,35 +19,26 @@ ERROR_LIMIT_CHARACTERS = 10_000
 TRACEBACK_LIMIT_CHARACTERS = 100_000
 
 
-class CurrentTask(NamedTuple):
-    """What a running task may know of itself.
+class Home:
+    """Where the tasks of a worker come from, for those that ask for their queue; made in the worker's loop."""
 
-    Attributes:
-        task_id: The task's id.
-        attempt: The number of this run, from 1.
-        enqueued_at: When the task was stored (aware, UTC).
-        context: What was passed to ``enqueue`` as ``context``.
-    """
+    def __init__(self, backend: Backend, serializer: Serializer) -> None:
+        self.backend = backend
+        self.serializer = serializer
+        self.loop = asyncio.get_running_loop()
+        self.made: dict[str, Any] = {}
+        """What was made of it; by rooms above this one (see _current.py)."""
 
-    task_id: str
-    attempt: int
-    enqueued_at: datetime
+
+class Running(NamedTuple):
+    """A task that is running, and what it may ask for."""
+
+    task: ReservedTask
     context: Mapping[str, Any]
+    home: Home
 
 
-_current: ContextVar[CurrentTask] = ContextVar("sitq_current_task")
-
-
-def current_task() -> CurrentTask:
-    """Returns what the running task may know of itself.
-
-    Raises:
-        RuntimeError: No task is running here.
-    """
-    try:
-        return _current.get()
-    except LookupError:
-        raise RuntimeError("current_task() was called outside of a running sitq task") from None
+running: ContextVar[Running] = ContextVar("sitq_running")
 
 
 def is_async(func: Callable[..., Any]) -> bool:
@@ -69,7 +61,7 @@ def is_async(func: Callable[..., Any]) -> bool:
 
 async def execute(
     task: ReservedTask,
-    serializer: Serializer,
+    home: Home,
     run_in_thread: Callable[[Callable[[], Any]], Awaitable[Returned]],
     max_bytes: int | None,
 ) -> Outcome:
@@ -78,12 +70,13 @@ async def execute(
     Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
     included. The caller has to tell a cancellation from outside by itself.
     """
+    serializer = home.serializer
     try:
         call = load_call(serializer, task.payload, task.format)
     except BaseException as error:
         return failure(task, error, "the payload cannot be loaded: ")
     try:
-        _current.set(CurrentTask(task.task_id, task.attempt, task.enqueued_at, call.context))
+        running.set(Running(task, call.context, home))
         func: Any = call.func
         if is_async(func):
             value = await func(*call.args, **call.kwargs)

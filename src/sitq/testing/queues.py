@@ -117,6 +117,11 @@ class _FailureLog:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        # What the backend offers beside the protocol is asked for by isinstance().
+        return type(self._backend)
+
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         reservation = await self._backend.reserve(limit, lease=lease, alone=alone)
         for task_id in reservation.buried:

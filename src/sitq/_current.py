@@ -1,0 +1,87 @@
+"""What a running task may know and use: itself, and its queue."""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sitq._execution import Home, Running, running
+from sitq.queue import TaskQueue
+from sitq.sync import SyncTaskQueue
+
+
+class CurrentTask(NamedTuple):
+    """What a running task may know of itself.
+
+    Attributes:
+        task_id: The task's id.
+        attempt: The number of this run, from 1.
+        enqueued_at: When the task was stored (aware, UTC).
+        context: What was passed to ``enqueue`` as ``context``.
+    """
+
+    task_id: str
+    attempt: int
+    enqueued_at: datetime
+    context: Mapping[str, Any]
+
+    @property
+    def queue(self) -> TaskQueue:
+        """A queue on the backend and the serializer of the task's worker, with the defaults otherwise.
+
+        All tasks of a worker share it, and it is open for as long as the worker runs: closing it
+        does nothing.
+
+        Raises:
+            RuntimeError: No task is running here.
+        """
+        home = _running().home
+        made: TaskQueue = home.made.get("queue") or home.made.setdefault("queue", _WorkersQueue(home))
+        return made
+
+    @property
+    def sync_queue(self) -> SyncTaskQueue:
+        """The same queue for plain functions, which run in a thread: it works in the worker's event loop.
+
+        Raises:
+            RuntimeError: No task is running here.
+        """
+        home, queue = _running().home, self.queue
+        made: SyncTaskQueue = home.made.get("sync") or home.made.setdefault("sync", _WorkersSyncQueue(queue, home))
+        return made
+
+
+def current_task() -> CurrentTask:
+    """Returns what the running task may know of itself, and its queue.
+
+    Raises:
+        RuntimeError: No task is running here.
+    """
+    task, context, _ = _running()
+    return CurrentTask(task.task_id, task.attempt, task.enqueued_at, context)
+
+
+def _running() -> Running:
+    try:
+        return running.get()
+    except LookupError:
+        raise RuntimeError("current_task() was called outside of a running sitq task") from None
+
+
+class _WorkersQueue(TaskQueue):
+    def __init__(self, home: Home) -> None:
+        super().__init__(home.backend, home.serializer)
+        self._connected = True  # by the worker, for as long as it runs
+
+    async def close(self) -> None:
+        """Does nothing: other tasks use it, and the worker closes the backend."""
+
+
+class _WorkersSyncQueue(SyncTaskQueue):
+    # In the worker's loop: a thread and a loop of its own would be to end, at a moment when they are in use.
+    def __init__(self, queue: TaskQueue, home: Home) -> None:
+        super().__init__(home.backend, home.serializer)
+        self._queue, self._loop, self._pid = queue, home.loop, os.getpid()
+
+    def close(self) -> None:
+        """Does nothing: other tasks use it, and the loop is the worker's."""
