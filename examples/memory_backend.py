@@ -105,7 +105,7 @@ class MemoryBackend:
                     raise ValueError(f"{len(task.payload)} bytes are more than the {self.max_payload_bytes} allowed")
                 if task.task_id in self._rows or task.task_id in new:
                     raise BackendError(f"there is a task {task.task_id} already")
-                due = now if task.eta is None else max(now, task.eta.timestamp())
+                due = now + (task.delay or 0) if task.eta is None else max(now, task.eta.timestamp())
                 new[task.task_id] = Row(task, len(self._rows) + len(new), now, due)
             self._rows |= new
         self._tell(None)

@@ -54,6 +54,7 @@ ERRORS = {
 
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._refusals", "sitq._threads"},
+    {"sitq._signatures"},
     {"sitq.models"},
     {"sitq.serialization", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
     {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},

@@ -363,10 +363,10 @@ async def test_a_clock_far_ahead_keeps_the_results(task_queue: ManualQueue, task
 
 def test_the_clock_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """It follows the host's clock, wherever that one is, and keeps its lead."""
-    monkeypatch.setattr("time.time", lambda: 1_000.0)
+    monkeypatch.setattr("sitq.testing.clock.now_seconds", lambda: 1_000.0)
     clock = ManualClock()
     clock.advance(500)
-    monkeypatch.setattr("time.time", lambda: 2_000.0)
+    monkeypatch.setattr("sitq.testing.clock.now_seconds", lambda: 2_000.0)
     assert clock() == 2_500.0
     assert clock.now() == datetime(1970, 1, 1, 0, 41, 40, tzinfo=UTC)
     assert repr(clock) == "ManualClock(1970-01-01T00:41:40+00:00)"

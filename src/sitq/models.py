@@ -4,9 +4,9 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from sitq.errors import TaskCancelledError, TaskFailedError
 
@@ -26,9 +26,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class TaskId[T](str):
-    """The id of a task: a ``str`` that tells a type checker what the task returns."""
+    """The id of a task: a plain ``str`` at run time, that tells a type checker what the task returns."""
 
     __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Returns a plain ``str``: what encodes data, msgspec and PyYAML for instance, takes no subclass of one."""
+        return str(text)  # type: ignore[return-value]
 
 
 def new_task_id() -> str:
@@ -37,8 +41,8 @@ def new_task_id() -> str:
     Time-ordered keys keep insertion at one end of a backend's index; random ones touch all of it.
     The bits below the millisecond hold its fraction (method 3 of section 6.2).
     """
-    milliseconds, fraction = divmod(max(0, time.time_ns()), 1_000_000)  # a clock may be before 1970
-    high = milliseconds << 16 | 0x7000 | fraction * 4096 // 1_000_000
+    milliseconds, fraction = divmod(time.time_ns(), 1_000_000)
+    high = milliseconds % (1 << 48) << 16 | 0x7000 | fraction * 4096 // 1_000_000
     # By way of bytes: formatting a long integer takes twice as long.
     return (high << 64 | 1 << 63 | _random.getrandbits(62)).to_bytes(16).hex()
 
@@ -48,6 +52,15 @@ def new_claim() -> int:
     # Not from `secrets`: its system call lets go of the interpreter lock, and the thread of the
     # connection would start on what is queued so far instead of taking it all together.
     return _random.getrandbits(63)
+
+
+def now_seconds() -> float:
+    """Returns the host's time in seconds since 1970 UTC.
+
+    By way of ``datetime``: what freezes time in tests, freezegun for instance, freezes that for every
+    caller, but gives the real ``time.time()`` to a thread such as a connection's.
+    """
+    return datetime.now(UTC).timestamp()
 
 
 def to_micros(moment: datetime) -> int:
@@ -70,6 +83,8 @@ class NewTask(NamedTuple):
         format: What wrote the payload, so that a mismatch can be told without loading it.
         eta: When the task becomes due (aware, UTC); ``None`` means now.
         max_attempts: How often the task may be started before it is failed, at least 1.
+        delay: Seconds from when it is stored, by the store's clock, until it becomes due: in place
+            of ``eta``; ``None`` means none.
     """
 
     task_id: str
@@ -78,6 +93,7 @@ class NewTask(NamedTuple):
     format: str = ""
     eta: datetime | None = None
     max_attempts: int = 5
+    delay: float | None = None
 
 
 class ReservedTask(NamedTuple):
@@ -150,6 +166,9 @@ class Reservation:
 class Result[T]:
     """What is known of a task.
 
+    Two results are equal if they tell of the same run: the value is not compared, because it is
+    loaded anew for each, and not all that a task may return can say whether it is equal.
+
     Attributes:
         task_id: The task's id.
         status: ``"success"``, ``"failed"`` or ``"cancelled"``; from a backend also ``"pending"``
@@ -165,7 +184,7 @@ class Result[T]:
 
     task_id: str
     status: Status
-    value: T | None
+    value: T | None = field(compare=False)
     error: str | None
     traceback: str | None
     attempt: int

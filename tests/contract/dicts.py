@@ -101,7 +101,7 @@ class DictBackend:
                 if task.task_id in self.store.rows:
                     raise BackendError(f"there is a task {task.task_id} already")
             for task in tasks:
-                due = now if task.eta is None else max(now, task.eta.timestamp())
+                due = now + (task.delay or 0) if task.eta is None else max(now, task.eta.timestamp())
                 self.store.rows[task.task_id] = Row(task, next(self.store.numbers), now, due)
             self.store.tell(None)
         await asyncio.sleep(0)

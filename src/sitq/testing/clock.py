@@ -1,9 +1,9 @@
 """A clock that a test can move."""
 
-import time
 from datetime import UTC, datetime, timedelta
 
 from sitq._checks import check_seconds
+from sitq.models import now_seconds
 
 
 class ManualClock:
@@ -18,7 +18,7 @@ class ManualClock:
 
     def __call__(self) -> float:
         """Returns the time in seconds since 1970 UTC."""
-        return time.time() + self._ahead
+        return now_seconds() + self._ahead
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.now().isoformat()})"

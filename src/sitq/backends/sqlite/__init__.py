@@ -19,7 +19,7 @@ from sitq.backends.sqlite.connection import Connection, Durability, Job
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -70,7 +70,7 @@ class SQLiteBackend(Inspection):
         retention: timedelta | float | None = DEFAULT_RETENTION,
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = now_seconds,
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")

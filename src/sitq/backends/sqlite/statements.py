@@ -180,16 +180,18 @@ def install(connection: sqlite3.Connection) -> None:
 
 def apply(connection: sqlite3.Connection, rows: Iterable[Row]) -> Notes:
     """Carries out changes, all or none, and returns what there is to note about them."""
-    pieces = list(_pieces(rows))
+    # Piece by piece: rows made all at once would keep the interpreter lock from the event loop for as long.
+    pieces = _pieces(rows)
+    begun = list(itertools.islice(pieces, 2))
     only_stored = False
-    if not pieces:
+    if not begun:
         return frozenset()
-    if len(pieces) == 1:
-        only_stored = _insert(connection, pieces[0])
+    if len(begun) == 1:
+        only_stored = _insert(connection, begun[0])
     else:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for piece in pieces:
+            for piece in itertools.chain(begun, pieces):
                 _insert(connection, piece)
             connection.execute("COMMIT")
         except BaseException:
@@ -231,7 +233,7 @@ def _insert(connection: sqlite3.Connection, rows: list[Row]) -> bool:
 def enqueue(now: int, tasks: Sequence[NewTask]) -> Iterator[Row]:
     """Stores ``tasks`` in this order."""
     for task in tasks:
-        due = now if task.eta is None else max(now, to_micros(task.eta))
+        due = now + int((task.delay or 0) * 1_000_000) if task.eta is None else max(now, to_micros(task.eta))
         yield "enqueue", now, task.task_id, task.max_attempts, due, task.payload, task.name, task.format, None
 
 

@@ -89,10 +89,12 @@ def connected(test: _Test) -> Callable[..., None]:
     return in_loop(run)
 
 
-def new(count: int = 1, *, eta: datetime | None = None, max_attempts: int = 5) -> list[NewTask]:
+def new(
+    count: int = 1, *, eta: datetime | None = None, max_attempts: int = 5, delay: float | None = None
+) -> list[NewTask]:
     """Returns tasks that differ from each other."""
     return [
-        NewTask(new_task_id(), b"payload %d" % n, f"module:name{n}", f"format {n}", eta, max_attempts)
+        NewTask(new_task_id(), b"payload %d" % n, f"module:name{n}", f"format {n}", eta, max_attempts, delay)
         for n in range(count)
     ]
 

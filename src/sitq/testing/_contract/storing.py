@@ -19,6 +19,7 @@ from sitq.testing._contract.base import (
     new,
     refuses,
     statuses,
+    successes,
     take,
 )
 
@@ -172,6 +173,19 @@ class Storing(Contract):
             await backend.mark_success([Outcome(held, data)])
             assert (await look(other, task)).value == data
         assert _traces == []
+
+    @connected
+    async def test_a_delay_counts_from_the_moment_of_storing(self, backend: Backend) -> None:
+        """By the clock of the store: due no earlier than ``delay`` seconds after it was stored, and then."""
+        delayed, *others = [*new(delay=10.0), *new(delay=0.0), *new()]
+        await backend.enqueue([delayed, *others])
+        found = await backend.reserve(100, lease=LEASE_SECONDS, alone=True)
+        assert ids(found.tasks) == ids(others)
+        await backend.mark_success(successes(found.tasks))
+        due_in = (await backend.reserve(100, lease=LEASE_SECONDS, alone=True)).next_due_in
+        assert due_in is None or due_in <= 10.0
+        self.advance(backend, 10.0)
+        assert ids(await take(backend)) == [delayed.task_id]
 
     @connected
     async def test_an_unknown_id_is_none(self, backend: Backend) -> None:
