@@ -4,9 +4,9 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pytest
 
@@ -15,7 +15,6 @@ from tests.support import add, rows
 
 LIMIT_BYTES = 10_000
 LOCK = threading.Lock()
-OPEN_FILE = Path(__file__).open()  # noqa: SIM115 - as in a script
 NAIVE = datetime(2027, 1, 1)  # noqa: DTZ001 - what is refused
 
 
@@ -110,22 +109,22 @@ CASES = [
     Case("a method", lambda queue: queue.enqueue(LOCK.acquire), SerializationError, "the function"),
     Case("a context", lambda queue: queue.enqueue(dict, context={"a": LOCK}), SerializationError, r"context\['a'\]"),
     Case("a context's key", lambda queue: queue.enqueue(dict, context={LOCK: 1}), SerializationError, "context"),
-    Case("an open file", lambda queue: queue.enqueue(len, OPEN_FILE), SerializationError, f"argument 0 .*{__file__}"),
+    Case("an open file", lambda queue: queue.enqueue(len, open_file()), SerializationError, f"argument 0 .*{__file__}"),
     Case(
         "an open file inside",
-        lambda queue: queue.enqueue(len, [{"log": OPEN_FILE}]),
+        lambda queue: queue.enqueue(len, [{"log": open_file()}]),
         SerializationError,
         "argument 0 .*an open file, .*pass its path",
     ),
     Case(
         "an open file by name",
-        lambda queue: queue.enqueue(dict, log=OPEN_FILE),
+        lambda queue: queue.enqueue(dict, log=open_file()),
         SerializationError,
         "argument 'log' .*an open file",
     ),
     Case(
         "an open file of a closure",
-        lambda queue: queue.enqueue(closure_over(OPEN_FILE)),
+        lambda queue: queue.enqueue(closure_over(open_file())),
         SerializationError,
         "closure_over.*outer variable 'value', a TextIOWrapper.*an open file",
     ),
@@ -174,11 +173,17 @@ CASES = [
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
+@cache
+def open_file() -> TextIO:
+    """A file that some of the cases pass."""
+    return Path(__file__).open()
+
+
 @pytest.fixture(autouse=True, scope="module")
-def open_file() -> Iterator[None]:
-    """Closes the file that some of the cases pass."""
-    yield
-    OPEN_FILE.close()
+def closes_it() -> Iterator[None]:
+    """Opens the file and closes it."""
+    with open_file():
+        yield
 
 
 def check(caught: pytest.ExceptionInfo[Exception], case: Case, path: Path) -> None:

@@ -192,7 +192,7 @@ def test_what_is_refused_is_what_python_refuses(
         (partial(multiply, 1), (), {"delay": 1}, "'delay'"),
         (partial(multiply, 1, 2), (3,), {}, "takes at most 2"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_misfit_says_what_is_wrong_and_what_was_meant(
     path: Path, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
@@ -221,7 +221,7 @@ def test_a_misfit_says_what_is_wrong_and_what_was_meant(
         ("four".upper, (), {}),
         (print, (), {"end": ""}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 async def test_what_can_be_called_is_let_through(
     queue: TaskQueue, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -52,7 +52,11 @@ class CurrentTask(NamedTuple):
 
 
 def current_task() -> CurrentTask:
-    """Returns what the running task may know of itself, and its queue.
+    """Returns what the running task may know of itself: ``task_id``, ``attempt``, ``enqueued_at`` and ``context``.
+
+    Beside these it has ``queue``, a :class:`TaskQueue` on the backend and the serializer of the task's
+    worker, with the defaults otherwise; and ``sync_queue``, the same as a :class:`SyncTaskQueue`, for
+    plain functions.
 
     Raises:
         RuntimeError: No task is running here.

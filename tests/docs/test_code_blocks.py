@@ -52,7 +52,7 @@ BROKEN = {
     ),
     "a failing command": ("```console\ntrue\nfalse\ntrue\n```\n", "status 1"),
     "a failing fragment": (
-        "<!-- code: fragment -->\n```python\nassert await queue.enqueue(len) == 1\n```\n",
+        "<!-- code: fragment -->\n```python\nassert await queue.enqueue(dict) == 1\n```\n",
         "Assertion",
     ),
     "a lifespan without a worker": (

@@ -2,7 +2,7 @@
 """Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
 
@@ -105,6 +105,8 @@ async def produce(queue: TaskQueue) -> None:
 async def produce_later(queue: TaskQueue, context: Mapping[str, Any], eta: datetime | None) -> None:
     """``eta`` and ``context`` do not lose the return type."""
     assert_type(await queue.enqueue(add, 1, 2, eta=SOON), TaskId[int])
+    assert_type(await queue.enqueue(add, 1, 2, eta=timedelta(minutes=5)), TaskId[int])
+    assert_type(await queue.enqueue("package.module:name", eta=timedelta(minutes=5)), TaskId[Any])
     assert_type(await queue.enqueue(add, 1, b=2, context=context), TaskId[int])
     assert_type(await queue.enqueue(add, 1, 2, eta=eta, context={"request_id": "r1"}), TaskId[int])
     assert_type(await queue.enqueue(add, 1, 2, eta=None, context=None), TaskId[int])
@@ -119,6 +121,7 @@ async def produce_many(queue: TaskQueue, calls: Sequence[Callable[[], object]]) 
     """Any iterable of callables without arguments is taken."""
     assert_type(await queue.enqueue_many(calls), list[TaskId[Any]])
     await queue.enqueue_many((partial(add, n, 1) for n in range(3)), eta=SOON, context={"tenant": "t"})
+    await queue.enqueue_many([nothing], eta=timedelta(minutes=5))
     await queue.enqueue_many([nothing, lambda: 1, partial(fetch, "u"), partial(Email, "a")])
     await queue.enqueue_many([])
 
@@ -150,6 +153,7 @@ def produce_from_sync_code(queue: SyncTaskQueue, context: Mapping[str, Any]) -> 
     assert_type(queue.get_result(queue.enqueue(add, 1, 2)), Result[int] | None)
     assert_type(queue.get_result(queue.enqueue(fetch, "u"), timeout=1), Result[bytes] | None)
     assert_type(queue.enqueue(add, 1, b=2, eta=SOON), TaskId[int])
+    assert_type(queue.enqueue(add, 1, b=2, eta=timedelta(minutes=5)), TaskId[int])
     assert_type(queue.enqueue(fetch, "u", retries=1, context=context), TaskId[bytes])
     assert_type(queue.enqueue(lambda: 1.5), TaskId[float])
     assert_type(queue.enqueue("package.module:name", 1), TaskId[Any])
@@ -174,3 +178,7 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
     assert_type(current_task().attempt, int)
     assert_type(current_task().enqueued_at, datetime)
     assert_type(current_task().context, Mapping[str, Any])
+    assert_type(current_task().queue, TaskQueue)
+    assert_type(await current_task().queue.enqueue(add, 1), TaskId[int])
+    assert_type(current_task().sync_queue, SyncTaskQueue)
+    assert_type(current_task().sync_queue.enqueue(fetch, "u"), TaskId[bytes])

@@ -9,6 +9,9 @@ from sitq.models import Outcome, Reservation
 RESULT_TIMEOUT_SECONDS = 10.0
 """How long ``get_result`` waits where it is not told: a test that forgot to drain fails, and does not hang."""
 
+DRAIN_POLL_SECONDS = 0.02
+"""How soon a drain finds what a task enqueues and waits for: it is not woken, as a worker that serves is."""
+
 
 class ManualQueue(TaskQueue):
     """A :class:`~sitq.TaskQueue` with a worker that works on request.
@@ -55,7 +58,12 @@ class ManualQueue(TaskQueue):
     async def _drain(self, max_concurrency: int) -> tuple[int, TaskFailedError | None]:
         await self.__aenter__()  # stays connected: the worker's going must not empty a queue in memory
         backend = _FailureLog(self.backend)
-        worker = Worker(cast("Backend", backend), self._serializer, max_concurrency=max_concurrency)
+        worker = Worker(
+            cast("Backend", backend),
+            self._serializer,
+            max_concurrency=max_concurrency,
+            poll_interval=DRAIN_POLL_SECONDS,
+        )
         finished = await worker.drain()
         if not backend.failures:
             return finished, None
