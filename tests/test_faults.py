@@ -396,3 +396,55 @@ async def test_a_file_that_is_deleted_while_an_enqueue_waits_for_its_lock_takes_
             os.unlink(path)
         with pytest.raises(BackendUnavailableError, match="not there any more"):
             await storing
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["ordinary", "last attempt"])
+async def test_a_number_that_is_no_integer_is_when_a_task_is_due(path: Path, runs: Runs, last: bool) -> None:
+    """A retry by hand with julianday() makes the task due, and does not hide the others behind it."""
+    backend = SQLiteBackend(path)
+    async with TaskQueue(backend, max_attempts=1 if last else 5) as queue:
+        strange = await queue.enqueue(log_plain, runs, "strange")
+        other = await queue.enqueue(log_plain, runs, "other")
+        with outside(path) as connection:
+            connection.execute("UPDATE tasks SET available_at = julianday('now') WHERE task_id = ?", (strange,))
+        async with Worker(backend, poll_interval=3600):
+            for task_id in (strange, other):
+                assert (await queue.get_result(task_id, timeout=DEADLINE_SECONDS)) is not None
+    assert runs.count() == {"strange": 1, "other": 1}
+
+
+@pytest.mark.parametrize("column", ["name", "format", "task_id", "payload"])
+async def test_text_that_is_no_utf8_costs_its_neighbours_nothing(path: Path, runs: Runs, column: str) -> None:
+    """All of one reservation; the neighbours are run in their first attempt."""
+    backend = SQLiteBackend(path)
+    async with TaskQueue(backend) as queue:
+        strange = await queue.enqueue(log_plain, runs, "strange")
+        others = [await queue.enqueue(log_plain, runs, n) for n in range(9)]
+        with outside(path) as connection:
+            connection.execute(f"UPDATE tasks SET {column} = CAST(x'ff41' AS TEXT) WHERE task_id = ?", (strange,))
+        async with Worker(backend, poll_interval=3600):
+            for task_id in others:
+                result = await queue.get_result(task_id, timeout=DEADLINE_SECONDS)
+                assert result is not None
+                assert (result.status, result.attempt) == ("success", 1)
+    assert {line: count for line, count in runs.count().items() if line != "strange"} == dict.fromkeys("012345678", 1)
+
+
+async def test_a_spent_task_whose_id_is_no_utf8_is_buried_and_nothing_else_fails(path: Path) -> None:
+    """The connection goes on, and what is stored in the same change is stored once."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("spent", max_attempts=1)])
+        with outside(path) as connection:
+            connection.execute("UPDATE tasks SET task_id = CAST(x'ff41' AS TEXT), attempt = 1, status = 'in_progress'")
+        reserving = asyncio.gather(
+            backend.reserve(1, lease=60, alone=True), backend.enqueue([new_task("stored")]), return_exceptions=True
+        )
+        reservation, stored = await reserving
+        assert stored is None
+        assert not isinstance(reservation, BaseException)
+        assert len(reservation.buried) == 1
+        for n in range(3):
+            await backend.enqueue([new_task(f"later-{n}")])
+            assert (await backend.reserve(1, lease=60, alone=True)).buried == []
+    stored = rows(path, "SELECT status FROM tasks")
+    assert [row["status"] for row in stored] == ["failed", *["in_progress"] * 3, "pending"]

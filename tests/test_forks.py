@@ -36,7 +36,7 @@ def fork(run):
 
 def look(then="; mine.close()"):
     # Another program that opens the file and closes it again, as `sitq status` does.
-    code = "import os, sqlite3, sys; mine = sqlite3.connect(sys.argv[1]); mine.execute('SELECT 1 FROM tasks').fetchone()"
+    code = "import os, sqlite3, sys; mine = sqlite3.connect(sys.argv[1]); mine.execute('SELECT 1 FROM tasks LIMIT 1')"
     subprocess.run([sys.executable, "-c", code + then, path], check=True)
 """
 
@@ -59,7 +59,7 @@ async def store(backend, prefix, count):
     await backend.connect()
     for n in range(count):
         await backend.enqueue([NewTask(f"{prefix}-{n}", b"")])
-        print(f"{prefix}-{n}")
+        os.write(1, f"{prefix}-{n}\\n".encode())  # in one piece, as print() would not
     await backend.close()
 
 def child(number):

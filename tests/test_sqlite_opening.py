@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sitq import BackendError, SQLiteBackend, Worker
+from sitq import BackendError, SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite import schema
+from sitq.backends.sqlite.translation import translate
 from sitq.errors import (
     BackendCorruptError,
     BackendReadOnlyError,
@@ -19,6 +20,7 @@ from sitq.errors import (
     BackendVersionError,
 )
 from tests.faults import connected, new_task, open_files, outside, run_python, shared_folder
+from tests.scripts import run_script
 from tests.support import rows, until
 
 TOGETHER = 24
@@ -306,3 +308,79 @@ async def test_a_file_that_cannot_be_written_can_be_read(shared_path: Path) -> N
         assert "pending" in result
         assert refusal.startswith(f"{BackendReadOnlyError.__name__} {shared_path}")
         assert len(rows(shared_path)) == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_first_caller_that_is_cancelled_does_not_close_for_the_next_one(path: Path, turns: int) -> None:
+    """While the file is locked one call gives up and another begins: the second one and all that follow succeed."""
+    backend = SQLiteBackend(path)
+    queue, other = TaskQueue(backend), TaskQueue(backend)
+    with outside(path) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        first = asyncio.create_task(queue.enqueue(str, "first"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.create_task(other.enqueue(str, "second"))
+        await asyncio.sleep(0)
+        connection.execute("ROLLBACK")
+    await asyncio.wait([first])
+    await second
+    await queue.enqueue(str, "third")
+    await queue.close()
+    await other.close()
+    assert len(rows(path)) == 2
+
+
+def test_the_loop_of_the_first_caller_need_not_turn_for_the_others(path: Path) -> None:
+    """It stands still after its call began; another thread's call opens the file nevertheless."""
+    run_script(
+        """
+        import asyncio, sys, threading
+        from sitq import SQLiteBackend, TaskQueue
+
+        backend = SQLiteBackend(sys.argv[1])
+        begun, done = threading.Event(), threading.Event()
+
+        async def stand_still():
+            call = asyncio.create_task(TaskQueue(backend).enqueue(len, "a"))
+            await asyncio.sleep(0)
+            begun.set()
+            done.wait()
+            await call
+
+        standing = threading.Thread(target=asyncio.run, args=(stand_still(),))
+        standing.start()
+        begun.wait()
+        asyncio.run(TaskQueue(backend).enqueue(len, "b"))
+        done.set()
+        standing.join()
+        asyncio.run(backend.close())
+        asyncio.run(backend.close())
+        """,
+        path,
+    )
+    assert len(rows(path)) == 2
+
+
+async def test_a_call_outside_of_asyncio_changes_nothing(path: Path) -> None:
+    """In a thread whose loop is another library's it is an error, and the next call of ours connects."""
+    backend = SQLiteBackend(path)
+
+    def step() -> None:
+        backend.connect().send(None)  # as trio does: a coroutine without asyncio's loop
+
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        await asyncio.to_thread(step)
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+    with pytest.raises(BackendError, match="connect"):
+        await backend.get_result("task")
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_BUSY])
+def test_a_lock_that_could_not_be_had_is_worth_another_try(code: int) -> None:
+    """SQLite gives up with one of two codes, and both mean the same to a caller."""
+    error = sqlite3.OperationalError("locking protocol")
+    error.sqlite_errorcode = code
+    assert type(translate(error, "queue.db")) is BackendUnavailableError

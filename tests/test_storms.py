@@ -3,6 +3,7 @@
 ``python -m pytest -m storm -s`` shows what they did and found.
 """
 
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.storm import storms
+from tests.storm import forks, storms
 from tests.support import Runs
 
 LARGE = (pytest.mark.storm, pytest.mark.timeout(180))
@@ -63,3 +64,32 @@ async def test_producers_that_are_killed_store_all_they_acknowledged(
 async def test_a_file_that_is_sick_again_and_again_loses_nothing(path: Path, runs: Runs, size: dict[str, Any]) -> None:
     """Locks, moves and frozen workers: every task that was acknowledged is a success, and no other is there."""
     await show(storms.sick_file_storm(path, runs, **size))
+
+
+@sizes({"children": 6}, {"children": 150})
+def test_a_program_that_forks_while_it_enqueues_loses_nothing(path: Path, runs: Runs, size: dict[str, int]) -> None:
+    """Children of multiprocessing enqueue, work and are killed, with the parent's queue and with their own."""
+    acknowledged = Runs(path.parent / "acknowledged")
+    forks.run("fork_and_enqueue", path, acknowledged, runs, **size)
+    print(f"{forks.check(path, acknowledged, runs)} tasks acknowledged, {size['children']} forks")
+
+
+def test_a_daemon_goes_on_with_the_queue_of_the_program_that_it_was(path: Path, runs: Runs) -> None:
+    """It forks twice, as daemons do, and neither it nor its parent loses a task."""
+    acknowledged = Runs(path.parent / "acknowledged")
+    forks.run("daemonize", path, acknowledged, runs)
+    assert forks.check(path, acknowledged, runs) == 22
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of the server in /proc")
+@sizes({"requests": 15}, {"requests": 300})
+def test_a_preforking_server_that_opened_the_queue_before_it_forked_loses_nothing(
+    path: Path, runs: Runs, size: dict[str, int]
+) -> None:
+    """Gunicorn with preload: its processes are killed and replaced while they enqueue, and every answer holds."""
+    acknowledged = Runs(path.parent / "acknowledged")
+    with forks.preforking_server(path, acknowledged, runs) as (server, address):
+        forks.visit(server, address, path, size["requests"])
+    found = forks.check(path, acknowledged, runs)
+    assert found >= size["requests"]
+    print(f"{found} tasks acknowledged")

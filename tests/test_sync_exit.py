@@ -171,3 +171,55 @@ if __name__ == "__main__":
     )
     assert run_script(RUN_FILE, script, path, method).strip() == "0"
     assert len(rows(path)) == 2
+
+
+def test_a_close_that_is_interrupted_leaves_no_thread_and_no_descriptor(path: Path) -> None:
+    """Ctrl-C while close() waits: the thread ends by itself, and the queue can be used and closed again."""
+    run_script(
+        PROLOGUE
+        + """
+import signal
+from sitq import SQLiteBackend
+
+class SlowBackend(SQLiteBackend):
+    async def close(self):
+        closing.set()
+        await asyncio.to_thread(go_on.wait)
+        await super().close()
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+def interrupt():
+    closing.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+queue = SyncTaskQueue(SlowBackend(path))
+before = descriptors()
+for _ in range(3):
+    closing, go_on = threading.Event(), threading.Event()
+    queue.enqueue(len, "a")
+    portal = queue._thread
+    threading.Thread(target=interrupt).start()
+    try:
+        queue.close()
+    except KeyboardInterrupt:
+        go_on.set()
+    else:
+        raise AssertionError("not interrupted")
+    portal.join()
+queue.enqueue(len, "b")
+queue.close()
+queue.close()
+assert descriptors() == before, (descriptors(), before)
+assert not [thread for thread in threading.enumerate() if thread.name == "sitq-sync"]
+""",
+        path,
+    )
+    assert len(rows(path)) == 4
+
+
+def test_an_exit_with_closed_descriptors_ends(path: Path) -> None:
+    """A program that closes all of its descriptors, as daemons do, and then exits is not held up by its queue."""
+    # The loop of the queue's thread complains of its own descriptors.
+    run_script(PROLOGUE + "queue.enqueue(len, 'a'); os.closerange(3, 1000); sys.exit(0)", path, quiet=False)

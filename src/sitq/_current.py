@@ -1,6 +1,5 @@
 """What a running task may know and use: itself, and its queue."""
 
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -85,7 +84,7 @@ class _WorkersSyncQueue(SyncTaskQueue):
     # In the worker's loop: a thread and a loop of its own would be to end, at a moment when they are in use.
     def __init__(self, queue: TaskQueue, home: Home) -> None:
         super().__init__(home.backend, home.serializer)
-        self._queue, self._loop, self._pid = queue, home.loop, os.getpid()
+        self._queue, self._loop = queue, home.loop
 
     def close(self) -> None:
         """Does nothing: other tasks use it, and the loop is the worker's."""

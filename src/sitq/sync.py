@@ -81,12 +81,12 @@ class SyncTaskQueue(SyncOperations):
         _forks.check_process()
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
             if loop is None or thread is None:
                 return
-            ended = asyncio.run_coroutine_threadsafe(self._end(), loop)
-            # Whoever waits here may be interrupted: the thread ends nevertheless.
-            ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+            try:
+                ended = asyncio.run_coroutine_threadsafe(self._end(), loop)
+            finally:
+                self._loop = self._thread = None
             ended.result()
             thread.join()
 
@@ -96,7 +96,12 @@ class SyncTaskQueue(SyncOperations):
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await self._queue.close()
+        try:
+            await self._queue.close()
+        finally:
+            # Not by whoever waits for this: that one may be interrupted.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.stop)
 
     def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         refuse_running_loop()
