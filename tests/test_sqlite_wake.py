@@ -2,18 +2,21 @@
 
 import asyncio
 import os
+import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sitq import SQLiteBackend
-from sitq.backends.sqlite import wake
+from sitq import SQLiteBackend, TaskQueue
+from sitq.backends.sqlite import statements, wake
 from sitq.backends.sqlite.wake import Watchers, touch
+from sitq.models import Outcome
 from tests.faults import connected, new_task, shared_folder
-from tests.support import DEADLINE_SECONDS, start_python
+from tests.support import DEADLINE_SECONDS, start_python, until
 
 NOBODY = 65534
 
@@ -199,3 +202,42 @@ async def test_a_task_of_another_user_wakes_a_watcher(shared: Path, open_to_all:
         await seen(changed, is_there)
     _, errors = process.communicate()
     assert errors == ""
+
+
+async def test_a_commit_elsewhere_is_one_look_for_all_who_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred callers wait; another connection finishes other tasks, then one of theirs: one look for each change."""
+    asked: list[int] = []
+    look = statements.ended
+
+    def counted(connection: Any, task_ids: Sequence[str], seen: object) -> tuple[object, Sequence[str]]:
+        asked.append(len(task_ids))
+        return look(connection, task_ids, seen)
+
+    backend, other = SQLiteBackend(path), SQLiteBackend(path)
+    async with TaskQueue(backend) as queue, connected(other):
+        waited_for = await queue.enqueue_many(partial(str, n) for n in range(100))
+        waiting = [asyncio.create_task(queue.get_result(task_id)) for task_id in waited_for]
+        loop = asyncio.get_running_loop()
+        await until(lambda: loop in backend._watchers._loops and len(backend._watchers._loops[loop]._callbacks) == 100)
+        await asyncio.gather(*(backend.get_result(task_id) for task_id in waited_for))  # after the looks of their own
+        monkeypatch.setattr("sitq.backends.sqlite.statements.ended", counted)
+        single = 0
+        look_at_one = statements.get_result
+
+        def counted_single(connection: Any, task_id: str) -> Any:
+            nonlocal single
+            single += 1
+            return look_at_one(connection, task_id)
+
+        monkeypatch.setattr("sitq.backends.sqlite.statements.get_result", counted_single)
+        (first,) = (await other.reserve(1, lease=60, alone=True)).tasks
+        await other.mark_success([Outcome(first, pickle.dumps("done"))])
+        result = await waiting[0]
+        assert result is not None
+        assert result.value == "done"
+        assert single == 1
+        assert 1 <= len(asked) <= 3  # the enqueue's touch may still be under way, and a look each second
+        for task in waiting[1:]:
+            assert not task.done()
+            task.cancel()
+        await asyncio.wait(waiting)

@@ -192,7 +192,7 @@ def descriptors():
 
 def interrupt():
     closing.wait()
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # another thread would not be woken by it
 
 queue = SyncTaskQueue(SlowBackend(path))
 before = descriptors()
