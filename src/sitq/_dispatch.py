@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sitq._execution import execute
+from sitq._execution import current_task, execute
 from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
 from sitq._renewal import HeldTask, Renewer
-from sitq._threads import Returned, ThreadPool
+from sitq._threads import Returned, ThreadPool, ThreadStartError
 from sitq.backends.base import Backend
 from sitq.models import Reservation, ReservedTask
 from sitq.serialization import Serializer
@@ -27,6 +27,9 @@ OVERLAP_FROM_SLOTS = 48
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
 RELEASE_TRIES = 3
+
+NO_THREAD_PAUSE_SECONDS = 1.0
+"""How long a worker takes nothing after the system gave it no thread for a plain function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class Dispatcher:
         self._lone: HeldTask | None = None  # a last attempt, which runs alone
         self._last_waiting = False
         self._quiet_until = float("-inf")  # taking nothing, so that a last attempt finds the worker empty
+        self._paused_until = float("-inf")  # taking nothing, because no thread can be started
         self._stopping = False
+        self._cut_short = False
         self._cancelling = False
         self.finished = 0
         """How many tasks were run to their end."""
@@ -88,6 +93,27 @@ class Dispatcher:
         """Takes no new task from now on."""
         self._stopping = True
         self._wakeup.set()
+
+    def cut_short(self) -> None:
+        """Has :meth:`finish` wait no longer for the running tasks."""
+        self._cut_short = True
+        self._wakeup.set()
+
+    def abandon(self) -> None:
+        """Ends the threads, where the event loop has been closed and nothing can be awaited."""
+        self._renewer.end()
+        self._threads.close()
+
+    def running(self) -> list[HeldTask]:
+        """Returns the tasks that have begun and have not ended."""
+        return [held for held in self._held if held.aio is not None and not held.aio.done()]
+
+    def runs_caller(self) -> bool:
+        """Whether a running task, or what it started, is what calls."""
+        with contextlib.suppress(RuntimeError):
+            task_id = current_task().task_id
+            return any(held.task.task_id == task_id for held in self.running())
+        return False
 
     async def serve(self, *, until_empty: bool = False) -> None:
         """Runs what becomes due until :meth:`stop` is called.
@@ -105,6 +131,8 @@ class Dispatcher:
                 limit = self._advance()
                 if until_empty and not (self._held or self._look or self._reserving):
                     return
+                if self._given_back:
+                    await self._release()
                 await self._sleep(limit)
         if self._error is not None:
             raise self._error
@@ -116,7 +144,9 @@ class Dispatcher:
             timeout: Seconds until what still runs is cancelled; ``None`` waits as long as it takes.
         """
         self._stopping = True
-        await self._wait(lambda: not (self._running or self._reserving), timeout)
+        await self._wait(lambda: self._cut_short or not (self._running or self._reserving), timeout)
+        if self._cut_short:
+            timeout = 0.0
         if self._running:
             await self._cancel_running()
         # Others may take what is not recorded once its lease is over: no use in trying longer.
@@ -147,7 +177,8 @@ class Dispatcher:
 
     def _free_slots(self) -> int:
         """Returns how many tasks may be taken now."""
-        if self._lone is not None or (self._held and self._loop.time() < self._quiet_until):
+        now = self._loop.time()
+        if self._lone is not None or now < self._paused_until or (self._held and now < self._quiet_until):
             return 0
         taken = self._running + self._asked_for + self._recorder.behind
         return max(0, min(self._settings.max_concurrency - taken, self._batch))
@@ -239,7 +270,7 @@ class Dispatcher:
             task, self._serializer, partial(self._run_in_thread, held), self._backend.max_payload_bytes
         )
         if held not in self._held:
-            return  # it was given back while it ignored its cancellation
+            return  # it was given back: it ignored its cancellation, or got no thread
         self._running -= 1
         if not self._taking:
             self._wakeup.set()
@@ -257,10 +288,31 @@ class Dispatcher:
             logger.warning("task %s (%s) failed with %s", task.task_id, task.name, kind)
 
     async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
+        try:
+            future = self._threads.submit(function)
+        except ThreadStartError as error:
+            self._postpone(held, error)
+            raise
         held.in_thread = True
-        returned = await self._threads.submit(function)
+        returned = await future
         held.in_thread = False
         return returned
+
+    def _postpone(self, held: HeldTask, error: ThreadStartError) -> None:
+        """Gives back what could not begin, and takes nothing for a while."""
+        self._running -= 1
+        self._drop(held)
+        self._given_back.append(held.task)
+        self._wakeup.set()
+        if self._until_empty:
+            self._error = error
+        elif self._loop.time() >= self._paused_until:
+            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
+            logger.warning(
+                "plain functions cannot be run, and are given back: %s; taking nothing for %.1f seconds",
+                error,
+                NO_THREAD_PAUSE_SECONDS,
+            )
 
     def _was_cancelled(self) -> bool:
         # Not Task.cancelling() of the task's own: it counts what the task does to itself, too.
@@ -330,7 +382,9 @@ class Dispatcher:
     async def _sleep(self, limit: int) -> None:
         """Sleeps until something happens, or until there is a time to look again."""
         timer = None
-        if limit and not self._reserving:
+        if self._loop.time() < self._paused_until:
+            timer = self._loop.call_at(self._paused_until, self._on_change)
+        elif limit and not self._reserving:
             timer = self._loop.call_at(self._look_at, self._on_change)
         elif self._held and self._lone is None and self._quiet_until > self._loop.time():
             timer = self._loop.call_at(self._quiet_until, self._on_change)

@@ -23,6 +23,13 @@ SAME_SIGNAL_SECONDS = 0.02
 """Within this, a signal that comes twice is one: Ctrl-C reaches a whole process group, and whoever
 started the worker may hand it on; timeout(1) signals both the process and its group."""
 
+FIRST_REPORT_SECONDS = 5.0
+"""How long stop() waits before it says for what."""
+
+LONGEST_REPORT_PAUSE_SECONDS = 300.0
+MOST_NAMED = 5
+LONGEST_NAME_CHARACTERS = 60
+
 
 class Worker:
     """Runs the tasks of a backend.
@@ -74,26 +81,33 @@ class Worker:
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
         self._dispatcher: Dispatcher | None = None
+        self._left: asyncio.Task[int] | None = None  # what was running in a loop that has been closed
+        self._blocks = 0
         self._stopping = False
 
     async def __aenter__(self) -> Self:
         """Starts the worker."""
         await self.start()
+        self._blocks += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stops the worker."""
-        await self.stop()
+        """Stops the worker, unless another block still uses it."""
+        self._blocks -= 1
+        if self._blocks <= 0:
+            await self.stop()
 
     async def start(self) -> None:
         """Returns once the worker is running. Does nothing where it runs already.
 
         Raises:
             BackendError: The backend cannot be opened; the worker is not running then.
+            RuntimeError: The system has no thread or no descriptors for it, or the worker runs in
+                another event loop.
         """
-        if self._main is not None and self._stopping:
-            await asyncio.wait([self._main])
-        if self._main is None:
+        if self._stopping and (main := self._running("start")) is not None:
+            await asyncio.wait([main])
+        if self._here() is None:
             self._begin(drain=False)
         assert self._started is not None
         try:
@@ -109,12 +123,23 @@ class Worker:
         Past ``shutdown_timeout``, async tasks are cancelled, and what did not finish is given back
         with its attempt unspent. A plain function cannot be cancelled: its thread goes on, and
         what it returns changes nothing. Does nothing where the worker does not run.
+
+        Being cancelled is a second order: the time of the running tasks is over then.
+
+        Raises:
+            RuntimeError: A task of this worker called, for which it would wait for ever; or the
+                worker runs in another event loop.
         """
-        if self._main is None:
+        if self._running("stop") is None:
             await asyncio.sleep(0)  # a run() that was scheduled just before gets its first turn
-        if self._main is not None:
+        if (main := self._main) is not None:
             self._request_stop()
-            await asyncio.wait([self._main])
+            try:
+                await asyncio.wait([main])
+            except asyncio.CancelledError:
+                if self._dispatcher is not None and main is self._main:
+                    self._dispatcher.cut_short()
+                raise
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
@@ -124,7 +149,9 @@ class Worker:
 
         Raises:
             BackendError: The backend cannot be opened.
+            RuntimeError: As for :meth:`start` and :meth:`stop`.
         """
+        self._running("run")
         with self._signals():
             try:
                 await self.start()
@@ -141,9 +168,9 @@ class Worker:
 
         Raises:
             BackendError: The backend failed; what was run is recorded as far as possible.
-            RuntimeError: The worker is running already.
+            RuntimeError: The worker is running already, or there is no thread for a plain function.
         """
-        if self._main is not None:
+        if self._running("drain") is not None:
             raise RuntimeError("the worker is running: stop() it before you drain() with it")
         main = self._begin(drain=True)
         try:
@@ -152,6 +179,31 @@ class Worker:
             main.cancel()
             await asyncio.wait([main])
             raise
+
+    def _here(self) -> asyncio.Task[int] | None:
+        """Returns what runs in this event loop; forgets what runs in none any more.
+
+        Raises:
+            RuntimeError: The worker runs in another one.
+        """
+        if (main := self._main) is not None and main.get_loop() is not asyncio.get_running_loop():
+            if not main.get_loop().is_closed():
+                raise RuntimeError("the worker runs in another event loop: ask for this in that one")
+            self._left, self._main, self._dispatcher, self._blocks = main, None, None, 0
+        return self._main
+
+    def _running(self, method: str) -> asyncio.Task[int] | None:
+        """As :meth:`_here`, for a method that waits for the end of what runs.
+
+        Raises:
+            RuntimeError: One of the tasks that it waits for is what calls.
+        """
+        if self._dispatcher is not None and self._dispatcher.runs_caller():
+            raise RuntimeError(
+                f"{method}() was called by a task of the worker itself: it would wait for that task, which waits "
+                "for it; leave it to the code that started the worker"
+            )
+        return self._here()
 
     def _begin(self, *, drain: bool) -> asyncio.Task[int]:
         self._stopping = False
@@ -162,45 +214,81 @@ class Worker:
 
     def _ended(self, main: asyncio.Task[int]) -> None:
         # Here and not at the end of the task: one that is cancelled before its first turn has none.
-        self._main = None
-        if self._started is not None:
-            self._started.cancel()
-        if not main.cancelled() and (error := main.exception()) is not None:
-            logger.error("the worker ended with %s", type(error).__name__, exc_info=error)
+        dispatcher, self._dispatcher, self._main = self._dispatcher, None, None
+        started = self._started
+        assert started is not None
+        if dispatcher is not None:
+            logger.info("worker stopped, %d tasks run", dispatcher.finished)
+        error = None if main.cancelled() else main.exception()
+        if started.done():
+            if error is not None:
+                logger.error("the worker ended with %s", type(error).__name__, exc_info=error)
+        elif error is None:
+            started.cancel()
+        else:
+            started.set_exception(error)
+            started.exception()  # drain() asks for it elsewhere, and a cancelled start() nowhere
 
     async def _live(self, started: asyncio.Future[None], *, drain: bool) -> int:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
-        settings = self._settings
+        await self._backend.connect()
         try:
-            await self._backend.connect()
-        except Exception as error:
-            if drain:
-                raise
-            started.set_exception(error)
-            return 0
-        dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, settings)
-        timeout = settings.shutdown_timeout
+            if (left := self._left) is not None:
+                # After connect(): it counts itself out as a user of the backend, and must not be the last.
+                with contextlib.suppress(RuntimeError):  # it wants to wait for something
+                    left.get_coro().close()  # type: ignore[union-attr]  # not of any other kind of awaitable
+                self._left = None
+            dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, self._settings)
+            await self._work(dispatcher, started, drain=drain)
+        finally:
+            if asyncio._get_running_loop() is not None:  # else the loop is closed, and this collected as garbage
+                await self._backend.close()
+        return dispatcher.finished
+
+    async def _work(self, dispatcher: Dispatcher, started: asyncio.Future[None], *, drain: bool) -> None:
+        timeout = self._settings.shutdown_timeout
         try:
-            logger.info("worker started, %d slots", settings.max_concurrency)
+            logger.info("worker started, %d slots", self._settings.max_concurrency)
             if self._stopping:
                 dispatcher.stop()
             started.set_result(None)
             await dispatcher.serve(until_empty=drain)
+        except GeneratorExit:  # the loop was closed: nothing can be awaited any more
+            raise
         except BaseException:
-            timeout = 0.0  # cancelled, or the backend is gone: keep nobody waiting
+            await self._finish(dispatcher, 0.0)  # cancelled, or the backend is gone: keep nobody waiting
+            raise
+        else:
+            await self._finish(dispatcher, timeout)
+        finally:
+            dispatcher.abandon()
+
+    async def _finish(self, dispatcher: Dispatcher, timeout: float | None) -> None:
+        self._stopping = True
+        reporting = asyncio.create_task(self._report(dispatcher))
+        try:
+            await dispatcher.finish(timeout)
+        except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
+            await dispatcher.finish(0.0)
             raise
         finally:
-            self._stopping = True
-            try:
-                await dispatcher.finish(timeout)
-            except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
-                await dispatcher.finish(0.0)
-                raise
-            finally:
-                await self._backend.close()
-                self._dispatcher = None
-                logger.info("worker stopped, %d tasks run", dispatcher.finished)
-        return dispatcher.finished
+            reporting.cancel()
+
+    async def _report(self, dispatcher: Dispatcher) -> None:
+        """Says what the end waits for, now and then."""
+        pause, timeout = FIRST_REPORT_SECONDS, self._settings.shutdown_timeout
+        while True:
+            await asyncio.sleep(pause)
+            running = [f"{held.task.task_id} ({held.task.name})" for held in dispatcher.running()]
+            named = ", ".join(each[:LONGEST_NAME_CHARACTERS] for each in running[:MOST_NAMED])
+            logger.warning(
+                "stopping: waiting for %s",
+                f"{len(running)} tasks, {'as long as they take' if timeout is None else f'{timeout} s at most'} "
+                f"(shutdown_timeout): {named}{', …' if len(running) > MOST_NAMED else ''}"
+                if running
+                else "the backend",
+            )
+            pause = min(2 * pause, LONGEST_REPORT_PAUSE_SECONDS)
 
     def _request_stop(self) -> None:
         self._stopping = True
