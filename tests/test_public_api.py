@@ -55,7 +55,7 @@ ERRORS = {
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._threads"},
     {"sitq.models"},
-    {"sitq.serialization", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
+    {"sitq.serialization", "sitq._forks", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
     {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
     {"sitq._recording"},
     {"sitq._dispatch"},

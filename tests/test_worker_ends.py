@@ -247,11 +247,18 @@ async def test_a_start_that_fails_after_the_store_was_opened_says_why_and_leaks_
             assert await runs_a_task(queue)
 
 
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that does not complain about what is left in it when it is closed."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    return loop
+
+
 def test_a_worker_whose_loop_was_closed_starts_anew(path: Path) -> None:
     """It runs tasks in the next loop, and what the closed one left behind is gone: thread, descriptors and user."""
     backend = SQLiteBackend(path)
     worker = Worker(backend)
-    first = asyncio.new_event_loop()
+    first = new_loop()
     first.run_until_complete(worker.start())
     first.close()
 
@@ -271,7 +278,7 @@ def test_a_worker_whose_loop_was_closed_starts_anew(path: Path) -> None:
 def test_a_drain_after_a_closed_loop_works(path: Path) -> None:
     """The worker does not claim to run."""
     worker = Worker(SQLiteBackend(path))
-    first = asyncio.new_event_loop()
+    first = new_loop()
     first.run_until_complete(worker.start())
     first.close()
     assert asyncio.run(worker.drain()) == 0
@@ -280,7 +287,7 @@ def test_a_drain_after_a_closed_loop_works(path: Path) -> None:
 def test_leases_of_a_closed_loop_are_not_renewed(path: Path, tmp_path: Path, runs: Runs) -> None:
     """What it held is taken over, as from a worker that died."""
     may_end = tmp_path / "may-end"
-    first = asyncio.new_event_loop()
+    first = new_loop()
 
     async def hold() -> str:
         async with TaskQueue(SQLiteBackend(path)) as queue:
@@ -304,7 +311,7 @@ def test_leases_of_a_closed_loop_are_not_renewed(path: Path, tmp_path: Path, run
 def test_a_worker_of_another_loop_is_not_waited_for(path: Path) -> None:
     """A call in another loop than the one in which the worker runs says so, and does not hang."""
     worker = Worker(SQLiteBackend(path))
-    first = asyncio.new_event_loop()
+    first = new_loop()
     first.run_until_complete(worker.start())
     for call in (worker.start, worker.stop, worker.run, worker.drain):
         with pytest.raises(RuntimeError, match="another event loop"):

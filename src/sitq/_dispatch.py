@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sitq._execution import current_task, execute
+from sitq._execution import caller, execute
+from sitq._forks import end_if_forked, generation
 from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
 from sitq._renewal import HeldTask, Renewer
-from sitq._threads import Returned, ThreadPool, ThreadStartError
+from sitq._threads import Returned, ThreadPool
 from sitq.backends.base import Backend
 from sitq.models import Reservation, ReservedTask
 from sitq.serialization import Serializer
@@ -56,6 +57,7 @@ class Dispatcher:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
+        self._generation = generation()
         slots = settings.max_concurrency
         self._batch = min(settings.batch_size, slots if slots < OVERLAP_FROM_SLOTS else slots // 2)
         self._threads = ThreadPool(slots, "sitq-worker")
@@ -99,8 +101,8 @@ class Dispatcher:
         self._cut_short = True
         self._wakeup.set()
 
-    def abandon(self) -> None:
-        """Ends the threads, where the event loop has been closed and nothing can be awaited."""
+    def close(self) -> None:
+        """Ends the threads: after :meth:`finish`, or when the event loop was closed and nothing can be awaited."""
         self._renewer.end()
         self._threads.close()
 
@@ -110,10 +112,8 @@ class Dispatcher:
 
     def runs_caller(self) -> bool:
         """Whether a running task, or what it started, is what calls."""
-        with contextlib.suppress(RuntimeError):
-            task_id = current_task().task_id
-            return any(held.task.task_id == task_id for held in self.running())
-        return False
+        task = caller()
+        return task is not None and any(held.task.task_id == task.task_id for held in self.running())
 
     async def serve(self, *, until_empty: bool = False) -> None:
         """Runs what becomes due until :meth:`stop` is called.
@@ -138,15 +138,14 @@ class Dispatcher:
             raise self._error
 
     async def finish(self, timeout: float | None) -> None:
-        """Waits for the running tasks, then gives back what is left and ends the threads.
+        """Waits for the running tasks, then gives back what is left.
 
         Args:
             timeout: Seconds until what still runs is cancelled; ``None`` waits as long as it takes.
         """
         self._stopping = True
         await self._wait(lambda: self._cut_short or not (self._running or self._reserving), timeout)
-        if self._cut_short:
-            timeout = 0.0
+        timeout = 0.0 if self._cut_short else timeout
         if self._running:
             await self._cancel_running()
         # Others may take what is not recorded once its lease is over: no use in trying longer.
@@ -155,10 +154,10 @@ class Dispatcher:
         await self._wait(lambda: self._recorder.idle and not self._reserving, None)
         await self._release()
         await self._renewer.stop()
-        self._threads.close()
 
     def _advance(self) -> int:
         """Hands on what has finished and asks for more, as far as there is room; returns the room that is left."""
+        end_if_forked(self._generation)  # the loop goes on in a child that a coroutine forked
         self._recorder.flush()
         if self._advancing or self._stopping or self._error is not None:
             return 0
@@ -266,18 +265,24 @@ class Dispatcher:
         task = held.task
         held.aio = asyncio.current_task()
         logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
-        outcome = await execute(
-            task, self._serializer, partial(self._run_in_thread, held), self._backend.max_payload_bytes
-        )
+        try:
+            outcome = await execute(
+                task, self._serializer, partial(self._run_in_thread, held), self._backend.max_payload_bytes
+            )
+        except KeyboardInterrupt as interrupt:
+            # Later, by the loop: here it would come out of whatever has started the task.
+            self._loop.call_soon(_raise, interrupt)
+            self._give_back(held, "was interrupted")
+            return
         if held not in self._held:
             return  # it was given back: it ignored its cancellation, or got no thread
+        if outcome.error is not None and self._was_cancelled():
+            self._give_back(held)
+            return
         self._running -= 1
         if not self._taking:
             self._wakeup.set()
         self._look |= self._until_empty  # it may have enqueued others
-        if outcome.error is not None and self._was_cancelled():
-            self._give_back(held)
-            return
         self.finished += 1
         self._recorder.add(held, outcome)
         if outcome.error is None:
@@ -290,29 +295,16 @@ class Dispatcher:
     async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
         try:
             future = self._threads.submit(function)
-        except ThreadStartError as error:
-            self._postpone(held, error)
+        except RuntimeError as error:
+            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
+            if self._until_empty:
+                self._error = error
+            self._give_back(held, f"got no thread to run in ({error})")
             raise
         held.in_thread = True
         returned = await future
         held.in_thread = False
         return returned
-
-    def _postpone(self, held: HeldTask, error: ThreadStartError) -> None:
-        """Gives back what could not begin, and takes nothing for a while."""
-        self._running -= 1
-        self._drop(held)
-        self._given_back.append(held.task)
-        self._wakeup.set()
-        if self._until_empty:
-            self._error = error
-        elif self._loop.time() >= self._paused_until:
-            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
-            logger.warning(
-                "plain functions cannot be run, and are given back: %s; taking nothing for %.1f seconds",
-                error,
-                NO_THREAD_PAUSE_SECONDS,
-            )
 
     def _was_cancelled(self) -> bool:
         # Not Task.cancelling() of the task's own: it counts what the task does to itself, too.
@@ -332,15 +324,13 @@ class Dispatcher:
         if held is self._lone:
             self._lone = None
 
-    def _give_back(self, held: HeldTask) -> None:
+    def _give_back(self, held: HeldTask, why: str = "was not finished in time") -> None:
+        self._running -= 1
         self._drop(held)
         self._given_back.append(held.task)
-        logger.warning(
-            "task %s (%s) was not finished in time and is given back%s",
-            held.task.task_id,
-            held.task.name,
-            "; its thread goes on, and what it returns changes nothing" if held.in_thread else "",
-        )
+        self._wakeup.set()
+        thread = "; its thread goes on, and what it returns changes nothing" if held.in_thread else ""
+        logger.warning("task %s (%s) %s and is given back%s", held.task.task_id, held.task.name, why, thread)
 
     async def _cancel_running(self) -> None:
         self._cancelling = True
@@ -350,7 +340,6 @@ class Dispatcher:
         await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
         for held, aio in running:
             if not aio.done():
-                self._running -= 1
                 self._give_back(held)
 
     async def _release(self) -> None:
@@ -403,3 +392,7 @@ class Dispatcher:
                     self._recorder.flush()
                     if not condition():
                         await self._wakeup.wait()
+
+
+def _raise(error: BaseException) -> None:
+    raise error

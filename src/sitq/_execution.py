@@ -3,6 +3,9 @@
 import contextvars
 import functools
 import inspect
+import opcode
+import signal
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -10,6 +13,7 @@ from datetime import datetime
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from sitq._forks import end_if_forked, generation
 from sitq._threads import Returned
 from sitq.models import Outcome, ReservedTask
 from sitq.serialization import Serializer, load_call
@@ -34,7 +38,8 @@ class CurrentTask(NamedTuple):
     context: Mapping[str, Any]
 
 
-_current: ContextVar[CurrentTask] = ContextVar("sitq_current_task")
+_current: ContextVar[CurrentTask | None] = ContextVar("sitq_current_task", default=None)
+caller = _current.get
 
 
 def current_task() -> CurrentTask:
@@ -43,10 +48,9 @@ def current_task() -> CurrentTask:
     Raises:
         RuntimeError: No task is running here.
     """
-    try:
-        return _current.get()
-    except LookupError:
-        raise RuntimeError("current_task() was called outside of a running sitq task") from None
+    if (task := _current.get()) is None:
+        raise RuntimeError("current_task() was called outside of a running sitq task")
+    return task
 
 
 def is_async(func: Callable[..., Any]) -> bool:
@@ -75,7 +79,12 @@ async def execute(
 
     Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
     included. The caller has to tell a cancellation from outside by itself.
+
+    Raises:
+        KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
+            of the task's.
     """
+    before = generation()
     try:
         call = load_call(serializer, task.payload, task.format)
     except BaseException as error:
@@ -86,7 +95,7 @@ async def execute(
         if is_async(func):
             value = await func(*call.args, **call.kwargs)
         else:
-            run = functools.partial(contextvars.copy_context().run, func, *call.args, **call.kwargs)
+            run = functools.partial(contextvars.copy_context().run, _call, task, func, *call.args, **call.kwargs)
             value, raised = await run_in_thread(run)
             if raised is not None:
                 raise raised
@@ -94,7 +103,17 @@ async def execute(
                 value = await value
     except BaseException as error:
         return failure(task, error)
+    finally:
+        end_if_forked(before, task)
     return _success(task, value, serializer, max_bytes)
+
+
+def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    before = generation()
+    try:
+        return func(*args, **kwargs)
+    finally:
+        end_if_forked(before, task)
 
 
 def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Outcome:
@@ -114,7 +133,13 @@ def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: 
 
 
 def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outcome:
-    """Returns the failure of ``task`` as text, for an exception may not survive a pickle."""
+    """Returns the failure of ``task`` as text, for an exception may not survive a pickle.
+
+    Raises:
+        KeyboardInterrupt: That is what ``error`` is, and the task did not raise it.
+    """
+    if isinstance(error, KeyboardInterrupt) and _is_of_user(error):
+        raise error
     try:
         message = str(error)
     except BaseException as reason:
@@ -132,6 +157,17 @@ def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outco
         error=_text(f"{type(error).__qualname__}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
         traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
     )
+
+
+def _is_of_user(interrupt: KeyboardInterrupt) -> bool:
+    """Whether Python's own handler of Ctrl-C raised it, in the middle of what the main thread did, and no ``raise``."""
+    last = interrupt.__traceback__
+    while last is not None and last.tb_next:
+        last = last.tb_next
+    by_statement = last is None or last.tb_frame.f_code.co_code[last.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
+    # asyncio.run(), Worker.run() and servers have another handler, which ends the program by other ways.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return is_default and not by_statement and threading.current_thread() is threading.main_thread()
 
 
 def _text(text: str, limit: int) -> str:

@@ -12,10 +12,6 @@ type Returned = tuple[Any, BaseException | None]
 """What a function returned, or what it raised."""
 
 
-class ThreadStartError(RuntimeError):
-    """A function was not run, because the system gave no thread and none had been started before."""
-
-
 class ThreadPool:
     """Runs functions in daemon threads and delivers what they return to one event loop.
 
@@ -47,15 +43,15 @@ class ThreadPool:
         """Runs ``function`` in a thread; the future never raises what it raised.
 
         Raises:
-            ThreadStartError: There is no thread, and none can be started; ``function`` will not be run.
+            RuntimeError: There is no thread, and none can be started; ``function`` will not be run.
         """
         future: asyncio.Future[Returned] = self._loop.create_future()
         self._waiting.append((future, function))
         try:
             self._call_thread()
-        except RuntimeError as error:
+        except RuntimeError:
             self._waiting.clear()  # without a thread there is nothing else in it
-            raise ThreadStartError(str(error)) from error
+            raise
         return future
 
     def close(self) -> None:

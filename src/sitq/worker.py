@@ -26,9 +26,8 @@ started the worker may hand it on; timeout(1) signals both the process and its g
 FIRST_REPORT_SECONDS = 5.0
 """How long stop() waits before it says for what."""
 
-LONGEST_REPORT_PAUSE_SECONDS = 300.0
-MOST_NAMED = 5
-LONGEST_NAME_CHARACTERS = 60
+REPORT_CHARACTERS = 400
+"""How much of the ids and names one such line holds."""
 
 
 class Worker:
@@ -81,7 +80,6 @@ class Worker:
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
         self._dispatcher: Dispatcher | None = None
-        self._left: asyncio.Task[int] | None = None  # what was running in a loop that has been closed
         self._blocks = 0
         self._stopping = False
 
@@ -105,7 +103,7 @@ class Worker:
             RuntimeError: The system has no thread or no descriptors for it, or the worker runs in
                 another event loop.
         """
-        if self._stopping and (main := self._running("start")) is not None:
+        if self._stopping and (main := self._here("start")) is not None:
             await asyncio.wait([main])
         if self._here() is None:
             self._begin(drain=False)
@@ -130,7 +128,7 @@ class Worker:
             RuntimeError: A task of this worker called, for which it would wait for ever; or the
                 worker runs in another event loop.
         """
-        if self._running("stop") is None:
+        if self._here("stop") is None:
             await asyncio.sleep(0)  # a run() that was scheduled just before gets its first turn
         if (main := self._main) is not None:
             self._request_stop()
@@ -151,7 +149,7 @@ class Worker:
             BackendError: The backend cannot be opened.
             RuntimeError: As for :meth:`start` and :meth:`stop`.
         """
-        self._running("run")
+        self._here("run")
         with self._signals():
             try:
                 await self.start()
@@ -170,7 +168,7 @@ class Worker:
             BackendError: The backend failed; what was run is recorded as far as possible.
             RuntimeError: The worker is running already, or there is no thread for a plain function.
         """
-        if self._running("drain") is not None:
+        if self._here("drain") is not None:
             raise RuntimeError("the worker is running: stop() it before you drain() with it")
         main = self._begin(drain=True)
         try:
@@ -180,30 +178,29 @@ class Worker:
             await asyncio.wait([main])
             raise
 
-    def _here(self) -> asyncio.Task[int] | None:
-        """Returns what runs in this event loop; forgets what runs in none any more.
+    def _here(self, waiting: str | None = None) -> asyncio.Task[int] | None:
+        """Returns what runs in this event loop.
+
+        Args:
+            waiting: The method that is about to wait for its end.
 
         Raises:
-            RuntimeError: The worker runs in another one.
+            RuntimeError: It runs in another loop, or waits itself for the task that calls.
         """
-        if (main := self._main) is not None and main.get_loop() is not asyncio.get_running_loop():
-            if not main.get_loop().is_closed():
-                raise RuntimeError("the worker runs in another event loop: ask for this in that one")
-            self._left, self._main, self._dispatcher, self._blocks = main, None, None, 0
-        return self._main
-
-    def _running(self, method: str) -> asyncio.Task[int] | None:
-        """As :meth:`_here`, for a method that waits for the end of what runs.
-
-        Raises:
-            RuntimeError: One of the tasks that it waits for is what calls.
-        """
-        if self._dispatcher is not None and self._dispatcher.runs_caller():
+        main, dispatcher = self._main, self._dispatcher
+        if waiting and dispatcher is not None and dispatcher.runs_caller():
             raise RuntimeError(
-                f"{method}() was called by a task of the worker itself: it would wait for that task, which waits "
+                f"{waiting}() was called by a task of the worker itself: it would wait for that task, which waits "
                 "for it; leave it to the code that started the worker"
             )
-        return self._here()
+        if main is not None and (loop := main.get_loop()) is not asyncio.get_running_loop():
+            if not loop.is_closed():
+                raise RuntimeError("the worker runs in another event loop: ask for this in that one")
+            self._main = self._dispatcher = None
+            self._blocks = 0
+            with contextlib.suppress(RuntimeError):  # it wants to wait, and what for goes on without it
+                main.get_coro().close()  # type: ignore[union-attr]  # a coroutine, no other awaitable
+        return self._main
 
     def _begin(self, *, drain: bool) -> asyncio.Task[int]:
         self._stopping = False
@@ -233,11 +230,6 @@ class Worker:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
         await self._backend.connect()
         try:
-            if (left := self._left) is not None:
-                # After connect(): it counts itself out as a user of the backend, and must not be the last.
-                with contextlib.suppress(RuntimeError):  # it wants to wait for something
-                    left.get_coro().close()  # type: ignore[union-attr]  # not of any other kind of awaitable
-                self._left = None
             dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, self._settings)
             await self._work(dispatcher, started, drain=drain)
         finally:
@@ -261,7 +253,7 @@ class Worker:
         else:
             await self._finish(dispatcher, timeout)
         finally:
-            dispatcher.abandon()
+            dispatcher.close()
 
     async def _finish(self, dispatcher: Dispatcher, timeout: float | None) -> None:
         self._stopping = True
@@ -277,18 +269,13 @@ class Worker:
     async def _report(self, dispatcher: Dispatcher) -> None:
         """Says what the end waits for, now and then."""
         pause, timeout = FIRST_REPORT_SECONDS, self._settings.shutdown_timeout
+        limit = "as long as they take" if timeout is None else f"{timeout} s at most"
         while True:
             await asyncio.sleep(pause)
+            pause *= 2
             running = [f"{held.task.task_id} ({held.task.name})" for held in dispatcher.running()]
-            named = ", ".join(each[:LONGEST_NAME_CHARACTERS] for each in running[:MOST_NAMED])
-            logger.warning(
-                "stopping: waiting for %s",
-                f"{len(running)} tasks, {'as long as they take' if timeout is None else f'{timeout} s at most'} "
-                f"(shutdown_timeout): {named}{', …' if len(running) > MOST_NAMED else ''}"
-                if running
-                else "the backend",
-            )
-            pause = min(2 * pause, LONGEST_REPORT_PAUSE_SECONDS)
+            what = f"{len(running)} tasks, {limit} (shutdown_timeout): {', '.join(running):.{REPORT_CHARACTERS}}"
+            logger.warning("stopping: waiting for %s", what if running else "the backend")
 
     def _request_stop(self) -> None:
         self._stopping = True
