@@ -56,7 +56,7 @@ LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._refusals", "sitq._threads"},
     {"sitq._signatures"},
     {"sitq.models"},
-    {"sitq.serialization", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
+    {"sitq.serialization", "sitq._strays", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
     {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
     {"sitq._recording"},
     {"sitq._dispatch"},

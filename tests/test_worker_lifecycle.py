@@ -298,27 +298,6 @@ async def test_every_stop_returns(queue: TaskQueue, backend: SQLiteBackend) -> N
     assert result.value == 1
 
 
-async def test_a_stop_that_is_cancelled_still_stops(
-    path: Path, queue: TaskQueue, backend: SQLiteBackend, runs: Runs
-) -> None:
-    """Where the caller of stop() is cancelled, the worker takes no new task and finishes what it has."""
-    worker = Worker(backend)
-    await worker.start()
-    with gate() as here:
-        task_id = await queue.enqueue(wait_at, "gate", 1)
-        await here.arrived()
-        stopping = asyncio.create_task(worker.stop())
-        await asyncio.sleep(0)
-        stopping.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stopping
-        assert await runs_nothing(queue, path)
-    result = await queue.get_result(task_id)
-    assert result is not None
-    assert result.value == 1
-    await worker.stop()
-
-
 async def test_stop_waits_for_what_runs_and_takes_nothing_new(
     path: Path, queue: TaskQueue, backend: SQLiteBackend
 ) -> None:

@@ -345,3 +345,56 @@ async def test_processes_that_drain_one_file_run_each_task_once(
     assert sum(int(out) for _, out, _ in ended) == 300
     assert runs.count() == {str(n): 1 for n in range(300)}
     assert {(row["status"], row["attempt"]) for row in rows(path)} == {("success", 1)}
+
+
+BY_HAND = """
+loop = asyncio.new_event_loop()
+try:
+    loop.run_until_complete(worker.start())
+    loop.run_forever()
+finally:
+    loop.run_until_complete(worker.stop())
+    loop.close()
+"""
+
+
+def interrupt(runs: Runs) -> None:
+    """A task that raises what Ctrl-C raises."""
+    runs.add("raising")
+    raise KeyboardInterrupt
+
+
+async def interrupt_on_the_loop(runs: Runs) -> None:
+    """The same on the loop."""
+    interrupt(runs)
+
+
+async def test_ctrl_c_in_the_middle_of_a_task_ends_a_program_without_a_handler_of_its_own(
+    path: Path, tmp_path: Path, queue: TaskQueue, runs: Runs, start: Start
+) -> None:
+    """The program dies of its KeyboardInterrupt, and the task is no failure: it is given back, its attempt unspent."""
+    task_id = await queue.enqueue(block_loop_for_file, tmp_path / "never", runs)
+    process = start(BY_HAND)
+    await line(runs, "started")
+    process.popen.send_signal(signal.SIGINT)
+    status, _, error = await process.ended()
+    assert status == -signal.SIGINT
+    assert "KeyboardInterrupt" in error
+    assert [(row["status"], row["attempt"], row["error"]) for row in rows(path)] == [("pending", 0, None)]
+    assert f"task {task_id} (tests.worker_tasks:block_loop_for_file) was interrupted" in process.log.read_text()
+
+
+@pytest.mark.parametrize("task", [interrupt, interrupt_on_the_loop])
+async def test_a_task_that_raises_what_ctrl_c_raises_is_a_failed_task(
+    task: Callable[..., Any], path: Path, queue: TaskQueue, runs: Runs, start: Start
+) -> None:
+    """Also in a program in which Ctrl-C raises it: the worker runs the next task."""
+    task_id = await queue.enqueue(task, runs)
+    start(BY_HAND)
+    result = await queue.get_result(await queue.enqueue(add, 1, 2), DEADLINE_SECONDS)
+    assert result is not None
+    assert result.value == 3
+    failed = await queue.get_result(task_id, DEADLINE_SECONDS)
+    assert failed is not None
+    assert (failed.status, failed.error, failed.attempt) == ("failed", "KeyboardInterrupt: ", 1)
+    assert runs.lines() == ["raising"]

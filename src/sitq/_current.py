@@ -65,10 +65,9 @@ def current_task() -> CurrentTask:
 
 
 def _running() -> Running:
-    try:
-        return running.get()
-    except LookupError:
-        raise RuntimeError("current_task() was called outside of a running sitq task") from None
+    if (found := running.get()) is None:
+        raise RuntimeError("current_task() was called outside of a running sitq task")
+    return found
 
 
 class _WorkersQueue(TaskQueue):

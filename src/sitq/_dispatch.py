@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sitq._execution import Home, execute
+from sitq._execution import Home, caller, execute
 from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
 from sitq._renewal import HeldTask, Renewer
+from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned, ThreadPool
 from sitq.backends.base import Backend
 from sitq.models import Reservation, ReservedTask
@@ -27,6 +28,9 @@ OVERLAP_FROM_SLOTS = 48
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
 RELEASE_TRIES = 3
+
+NO_THREAD_PAUSE_SECONDS = 1.0
+"""How long a worker takes nothing after the system gave it no thread for a plain function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Dispatcher:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
+        self._generation = generation()
         slots = settings.max_concurrency
         self._batch = min(settings.batch_size, slots if slots < OVERLAP_FROM_SLOTS else slots // 2)
         self._threads = ThreadPool(slots, "sitq-worker")
@@ -78,7 +83,9 @@ class Dispatcher:
         self._lone: HeldTask | None = None  # a last attempt, which runs alone
         self._last_waiting = False
         self._quiet_until = float("-inf")  # taking nothing, so that a last attempt finds the worker empty
+        self._paused_until = float("-inf")  # taking nothing, because no thread can be started
         self._stopping = False
+        self._cut_short = False
         self._cancelling = False
         self.finished = 0
         """How many tasks were run to their end."""
@@ -88,6 +95,25 @@ class Dispatcher:
         """Takes no new task from now on."""
         self._stopping = True
         self._wakeup.set()
+
+    def cut_short(self) -> None:
+        """Has :meth:`finish` wait no longer for the running tasks."""
+        self._cut_short = True
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Ends the threads: after :meth:`finish`, or when the event loop was closed and nothing can be awaited."""
+        self._renewer.end()
+        self._threads.close()
+
+    def running(self) -> list[HeldTask]:
+        """Returns the tasks that have begun and have not ended."""
+        return [held for held in self._held if held.aio is not None and not held.aio.done()]
+
+    def runs_caller(self) -> bool:
+        """Whether a running task, or what it started, is what calls."""
+        found = caller()
+        return found is not None and any(held.task.task_id == found.task.task_id for held in self.running())
 
     async def serve(self, *, until_empty: bool = False) -> None:
         """Runs what becomes due until :meth:`stop` is called.
@@ -105,18 +131,21 @@ class Dispatcher:
                 limit = self._advance()
                 if until_empty and not (self._held or self._look or self._reserving):
                     return
+                if self._given_back:
+                    await self._release()
                 await self._sleep(limit)
         if self._error is not None:
             raise self._error
 
     async def finish(self, timeout: float | None) -> None:
-        """Waits for the running tasks, then gives back what is left and ends the threads.
+        """Waits for the running tasks, then gives back what is left.
 
         Args:
             timeout: Seconds until what still runs is cancelled; ``None`` waits as long as it takes.
         """
         self._stopping = True
-        await self._wait(lambda: not (self._running or self._reserving), timeout)
+        await self._wait(lambda: self._cut_short or not (self._running or self._reserving), timeout)
+        timeout = 0.0 if self._cut_short else timeout
         if self._running:
             await self._cancel_running()
         # Others may take what is not recorded once its lease is over: no use in trying longer.
@@ -125,10 +154,10 @@ class Dispatcher:
         await self._wait(lambda: self._recorder.idle and not self._reserving, None)
         await self._release()
         await self._renewer.stop()
-        self._threads.close()
 
     def _advance(self) -> int:
         """Hands on what has finished and asks for more, as far as there is room; returns the room that is left."""
+        end_if_forked(self._generation)  # the loop goes on in a child that a coroutine forked
         self._recorder.flush()
         if self._advancing or self._stopping or self._error is not None:
             return 0
@@ -147,7 +176,8 @@ class Dispatcher:
 
     def _free_slots(self) -> int:
         """Returns how many tasks may be taken now."""
-        if self._lone is not None or (self._held and self._loop.time() < self._quiet_until):
+        now = self._loop.time()
+        if self._lone is not None or now < self._paused_until or (self._held and now < self._quiet_until):
             return 0
         taken = self._running + self._asked_for + self._recorder.behind
         return max(0, min(self._settings.max_concurrency - taken, self._batch))
@@ -235,16 +265,24 @@ class Dispatcher:
         task = held.task
         held.aio = asyncio.current_task()
         logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
-        outcome = await execute(task, self._home, partial(self._run_in_thread, held), self._backend.max_payload_bytes)
+        try:
+            outcome = await execute(
+                task, self._home, partial(self._run_in_thread, held), self._backend.max_payload_bytes
+            )
+        except KeyboardInterrupt as interrupt:
+            # Later, by the loop: here it would come out of whatever has started the task.
+            self._loop.call_soon(_raise, interrupt)
+            self._give_back(held, "was interrupted")
+            return
         if held not in self._held:
-            return  # it was given back while it ignored its cancellation
+            return  # it was given back: it ignored its cancellation, or got no thread
+        if outcome.error is not None and self._was_cancelled():
+            self._give_back(held)
+            return
         self._running -= 1
         if not self._taking:
             self._wakeup.set()
         self._look |= self._until_empty  # it may have enqueued others
-        if outcome.error is not None and self._was_cancelled():
-            self._give_back(held)
-            return
         self.finished += 1
         self._recorder.add(held, outcome)
         if outcome.error is None:
@@ -255,8 +293,16 @@ class Dispatcher:
             logger.warning("task %s (%s) failed with %s", task.task_id, task.name, kind)
 
     async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
+        try:
+            future = self._threads.submit(function)
+        except RuntimeError as error:
+            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
+            if self._until_empty:
+                self._error = error
+            self._give_back(held, f"got no thread to run in ({error})")
+            raise
         held.in_thread = True
-        returned = await self._threads.submit(function)
+        returned = await future
         held.in_thread = False
         return returned
 
@@ -278,15 +324,13 @@ class Dispatcher:
         if held is self._lone:
             self._lone = None
 
-    def _give_back(self, held: HeldTask) -> None:
+    def _give_back(self, held: HeldTask, why: str = "was not finished in time") -> None:
+        self._running -= 1
         self._drop(held)
         self._given_back.append(held.task)
-        logger.warning(
-            "task %s (%s) was not finished in time and is given back%s",
-            held.task.task_id,
-            held.task.name,
-            "; its thread goes on, and what it returns changes nothing" if held.in_thread else "",
-        )
+        self._wakeup.set()
+        thread = "; its thread goes on, and what it returns changes nothing" if held.in_thread else ""
+        logger.warning("task %s (%s) %s and is given back%s", held.task.task_id, held.task.name, why, thread)
 
     async def _cancel_running(self) -> None:
         self._cancelling = True
@@ -296,7 +340,6 @@ class Dispatcher:
         await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
         for held, aio in running:
             if not aio.done():
-                self._running -= 1
                 self._give_back(held)
 
     async def _release(self) -> None:
@@ -328,7 +371,9 @@ class Dispatcher:
     async def _sleep(self, limit: int) -> None:
         """Sleeps until something happens, or until there is a time to look again."""
         timer = None
-        if limit and not self._reserving:
+        if self._loop.time() < self._paused_until:
+            timer = self._loop.call_at(self._paused_until, self._on_change)
+        elif limit and not self._reserving:
             timer = self._loop.call_at(self._look_at, self._on_change)
         elif self._held and self._lone is None and self._quiet_until > self._loop.time():
             timer = self._loop.call_at(self._quiet_until, self._on_change)
@@ -347,3 +392,7 @@ class Dispatcher:
                     self._recorder.flush()
                     if not condition():
                         await self._wakeup.wait()
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -4,12 +4,16 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import opcode
+import signal
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
@@ -38,7 +42,8 @@ class Running(NamedTuple):
     home: Home
 
 
-running: ContextVar[Running] = ContextVar("sitq_running")
+running: ContextVar[Running | None] = ContextVar("sitq_running", default=None)
+caller = running.get
 
 
 def is_async(func: Callable[..., Any]) -> bool:
@@ -69,7 +74,12 @@ async def execute(
 
     Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
     included. The caller has to tell a cancellation from outside by itself.
+
+    Raises:
+        KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
+            of the task's.
     """
+    before = generation()
     serializer = home.serializer
     try:
         call = load_call(serializer, task.payload, task.format)
@@ -81,7 +91,7 @@ async def execute(
         if is_async(func):
             value = await func(*call.args, **call.kwargs)
         else:
-            run = functools.partial(contextvars.copy_context().run, func, *call.args, **call.kwargs)
+            run = functools.partial(contextvars.copy_context().run, _call, task, func, *call.args, **call.kwargs)
             value, raised = await run_in_thread(run)
             if raised is not None:
                 raise raised
@@ -89,7 +99,17 @@ async def execute(
                 value = await value
     except BaseException as error:
         return failure(task, error)
+    finally:
+        end_if_forked(before, task)
     return _success(task, value, serializer, max_bytes)
+
+
+def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    before = generation()
+    try:
+        return func(*args, **kwargs)
+    finally:
+        end_if_forked(before, task)
 
 
 def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Outcome:
@@ -109,7 +129,13 @@ def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: 
 
 
 def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outcome:
-    """Returns the failure of ``task`` as text, for an exception may not survive a pickle."""
+    """Returns the failure of ``task`` as text, for an exception may not survive a pickle.
+
+    Raises:
+        KeyboardInterrupt: That is what ``error`` is, and the task did not raise it.
+    """
+    if isinstance(error, KeyboardInterrupt) and _is_of_user(error):
+        raise error
     try:
         message = str(error)
     except BaseException as reason:
@@ -127,6 +153,17 @@ def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outco
         error=_text(f"{type(error).__qualname__}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
         traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
     )
+
+
+def _is_of_user(interrupt: KeyboardInterrupt) -> bool:
+    """Whether Python's own handler of Ctrl-C raised it, in the middle of what the main thread did, and no ``raise``."""
+    last = interrupt.__traceback__
+    while last is not None and last.tb_next:
+        last = last.tb_next
+    by_statement = last is None or last.tb_frame.f_code.co_code[last.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
+    # asyncio.run(), Worker.run() and servers have another handler, which ends the program by other ways.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return is_default and not by_statement and threading.current_thread() is threading.main_thread()
 
 
 def _text(text: str, limit: int) -> str:

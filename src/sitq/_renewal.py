@@ -44,6 +44,9 @@ class Renewer:
         backend: Where the leases are.
         lease: Their length in seconds.
         held: Gives the tasks that are held now; called in the thread.
+
+    Raises:
+        RuntimeError: The system has no thread or no descriptors left for it.
     """
 
     def __init__(self, backend: Backend, lease: float, held: Callable[[], Collection[HeldTask]]) -> None:
@@ -55,30 +58,51 @@ class Renewer:
         self._stopping = threading.Event()
         self._asked = self._answered = 0
         self._warned = -1
+        self._tick_seconds = lease / TICKS_PER_LEASE
         self._thread = threading.Thread(target=self._run, name="sitq-renewal", daemon=True)
-        self._thread.start()
+        # All that a renewal needs is made here: what is missing then is an error of start(), and not
+        # one that comes when there are leases to lose.
+        try:
+            self._loop = asyncio.new_event_loop()
+            try:
+                self._thread.start()
+            except BaseException:
+                self._loop.close()
+                raise
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"the worker cannot renew leases: it needs a thread and an event loop for it ({error})"
+            ) from error
+
+    def end(self) -> None:
+        """Tells the thread to end, after the renewal that may be under way."""
+        self._stopping.set()
 
     async def stop(self) -> None:
         """Ends the thread, after the renewal that may be under way."""
-        self._stopping.set()
+        self.end()
         await self._ended.wait()
         self._thread.join()
 
     def _run(self) -> None:
-        runner = asyncio.Runner()  # makes its loop when there is something to renew
-        tick = self._lease / TICKS_PER_LEASE
-        try:
-            while not self._stopping.wait(tick):
-                self._ask_loop()
-                # Read before the hop: the lease cannot have begun earlier.
-                now = time.monotonic()
-                due = [held for held in self._held() if now - held.renewed >= tick]
-                if due:
-                    runner.run(self._renew(due, now))
-        finally:
-            runner.close()
-            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-                self._watched.call_soon_threadsafe(self._ended.set)
+        # Leases of a closed loop lapse, for nothing of it goes on: others take its tasks.
+        while not self._stopping.wait(self._tick_seconds) and not self._watched.is_closed():
+            try:
+                self._tick()
+            except BaseException:  # whatever it was: without this thread every lease would lapse
+                with contextlib.suppress(Exception):
+                    logger.exception("renewing leases failed, trying again in %.1f seconds", self._tick_seconds)
+        self._loop.close()
+        with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+            self._watched.call_soon_threadsafe(self._ended.set)
+
+    def _tick(self) -> None:
+        self._ask_loop()
+        # Read before the hop: the lease cannot have begun earlier.
+        now = time.monotonic()
+        due = [held for held in self._held() if now - held.renewed >= self._tick_seconds]
+        if due:
+            self._loop.run_until_complete(self._renew(due, now))
 
     async def _renew(self, due: Sequence[HeldTask], now: float) -> None:
         try:
@@ -119,7 +143,7 @@ class Renewer:
                 "%s has blocked the event loop for %.1f seconds or longer: no other task of this "
                 "worker moves; use a plain function, which gets a thread, or await",
                 blocking[0] if blocking else "something outside of the worker's tasks",
-                self._lease / TICKS_PER_LEASE,
+                self._tick_seconds,
             )
 
     def _answer(self) -> None:

@@ -40,10 +40,18 @@ class ThreadPool:
         self._closed = False
 
     def submit(self, function: Callable[[], Any]) -> asyncio.Future[Returned]:
-        """Runs ``function`` in a thread; the future never raises what it raised."""
+        """Runs ``function`` in a thread; the future never raises what it raised.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started; ``function`` will not be run.
+        """
         future: asyncio.Future[Returned] = self._loop.create_future()
         self._waiting.append((future, function))
-        self._call_thread()
+        try:
+            self._call_thread()
+        except RuntimeError:
+            self._waiting.clear()  # without a thread there is nothing else in it
+            raise
         return future
 
     def close(self) -> None:
@@ -65,7 +73,13 @@ class ThreadPool:
             elif self._threads < self._size:
                 self._threads += 1
                 self._called = True
-                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+                try:
+                    threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+                except RuntimeError:
+                    self._called = False
+                    self._threads -= 1
+                    if not self._threads:  # else one of the others comes to what waits when it is free
+                        raise
 
     def _work(self) -> None:
         while True:

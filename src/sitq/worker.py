@@ -23,6 +23,12 @@ SAME_SIGNAL_SECONDS = 0.02
 """Within this, a signal that comes twice is one: Ctrl-C reaches a whole process group, and whoever
 started the worker may hand it on; timeout(1) signals both the process and its group."""
 
+FIRST_REPORT_SECONDS = 5.0
+"""How long stop() waits before it says for what."""
+
+REPORT_CHARACTERS = 400
+"""How much of the ids and names one such line holds."""
+
 
 class Worker:
     """Runs the tasks of a backend.
@@ -74,26 +80,32 @@ class Worker:
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
         self._dispatcher: Dispatcher | None = None
+        self._blocks = 0
         self._stopping = False
 
     async def __aenter__(self) -> Self:
         """Starts the worker."""
         await self.start()
+        self._blocks += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stops the worker."""
-        await self.stop()
+        """Stops the worker, unless another block still uses it."""
+        self._blocks -= 1
+        if self._blocks <= 0:
+            await self.stop()
 
     async def start(self) -> None:
         """Returns once the worker is running. Does nothing where it runs already.
 
         Raises:
             BackendError: The backend cannot be opened; the worker is not running then.
+            RuntimeError: The system has no thread or no descriptors for it, or the worker runs in
+                another event loop.
         """
-        if self._main is not None and self._stopping:
-            await asyncio.wait([self._main])
-        if self._main is None:
+        if self._stopping and (main := self._here("start")) is not None:
+            await asyncio.wait([main])
+        if self._here() is None:
             self._begin(drain=False)
         assert self._started is not None
         try:
@@ -109,12 +121,23 @@ class Worker:
         Past ``shutdown_timeout``, async tasks are cancelled, and what did not finish is given back
         with its attempt unspent. A plain function cannot be cancelled: its thread goes on, and
         what it returns changes nothing. Does nothing where the worker does not run.
+
+        Being cancelled is a second order: the time of the running tasks is over then.
+
+        Raises:
+            RuntimeError: A task of this worker called, for which it would wait for ever; or the
+                worker runs in another event loop.
         """
-        if self._main is None:
+        if self._here("stop") is None:
             await asyncio.sleep(0)  # a run() that was scheduled just before gets its first turn
-        if self._main is not None:
+        if (main := self._main) is not None:
             self._request_stop()
-            await asyncio.wait([self._main])
+            try:
+                await asyncio.wait([main])
+            except asyncio.CancelledError:
+                if self._dispatcher is not None and main is self._main:
+                    self._dispatcher.cut_short()
+                raise
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
@@ -124,7 +147,9 @@ class Worker:
 
         Raises:
             BackendError: The backend cannot be opened.
+            RuntimeError: As for :meth:`start` and :meth:`stop`.
         """
+        self._here("run")
         with self._signals():
             try:
                 await self.start()
@@ -141,9 +166,9 @@ class Worker:
 
         Raises:
             BackendError: The backend failed; what was run is recorded as far as possible.
-            RuntimeError: The worker is running already.
+            RuntimeError: The worker is running already, or there is no thread for a plain function.
         """
-        if self._main is not None:
+        if self._here("drain") is not None:
             raise RuntimeError("the worker is running: stop() it before you drain() with it")
         main = self._begin(drain=True)
         try:
@@ -152,6 +177,30 @@ class Worker:
             main.cancel()
             await asyncio.wait([main])
             raise
+
+    def _here(self, waiting: str | None = None) -> asyncio.Task[int] | None:
+        """Returns what runs in this event loop.
+
+        Args:
+            waiting: The method that is about to wait for its end.
+
+        Raises:
+            RuntimeError: It runs in another loop, or waits itself for the task that calls.
+        """
+        main, dispatcher = self._main, self._dispatcher
+        if waiting and dispatcher is not None and dispatcher.runs_caller():
+            raise RuntimeError(
+                f"{waiting}() was called by a task of the worker itself: it would wait for that task, which waits "
+                "for it; leave it to the code that started the worker"
+            )
+        if main is not None and (loop := main.get_loop()) is not asyncio.get_running_loop():
+            if not loop.is_closed():
+                raise RuntimeError("the worker runs in another event loop: ask for this in that one")
+            self._main = self._dispatcher = None
+            self._blocks = 0
+            with contextlib.suppress(RuntimeError):  # it wants to wait, and what for goes on without it
+                main.get_coro().close()  # type: ignore[union-attr]  # a coroutine, no other awaitable
+        return self._main
 
     def _begin(self, *, drain: bool) -> asyncio.Task[int]:
         self._stopping = False
@@ -162,45 +211,71 @@ class Worker:
 
     def _ended(self, main: asyncio.Task[int]) -> None:
         # Here and not at the end of the task: one that is cancelled before its first turn has none.
-        self._main = None
-        if self._started is not None:
-            self._started.cancel()
-        if not main.cancelled() and (error := main.exception()) is not None:
-            logger.error("the worker ended with %s", type(error).__name__, exc_info=error)
+        dispatcher, self._dispatcher, self._main = self._dispatcher, None, None
+        started = self._started
+        assert started is not None
+        if dispatcher is not None:
+            logger.info("worker stopped, %d tasks run", dispatcher.finished)
+        error = None if main.cancelled() else main.exception()
+        if started.done():
+            if error is not None:
+                logger.error("the worker ended with %s", type(error).__name__, exc_info=error)
+        elif error is None:
+            started.cancel()
+        else:
+            started.set_exception(error)
+            started.exception()  # drain() asks for it elsewhere, and a cancelled start() nowhere
 
     async def _live(self, started: asyncio.Future[None], *, drain: bool) -> int:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
-        settings = self._settings
+        await self._backend.connect()
         try:
-            await self._backend.connect()
-        except Exception as error:
-            if drain:
-                raise
-            started.set_exception(error)
-            return 0
-        dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, settings)
-        timeout = settings.shutdown_timeout
+            dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, self._settings)
+            await self._work(dispatcher, started, drain=drain)
+        finally:
+            if asyncio._get_running_loop() is not None:  # else the loop is closed, and this collected as garbage
+                await self._backend.close()
+        return dispatcher.finished
+
+    async def _work(self, dispatcher: Dispatcher, started: asyncio.Future[None], *, drain: bool) -> None:
+        timeout = self._settings.shutdown_timeout
         try:
-            logger.info("worker started, %d slots", settings.max_concurrency)
+            logger.info("worker started, %d slots", self._settings.max_concurrency)
             if self._stopping:
                 dispatcher.stop()
             started.set_result(None)
             await dispatcher.serve(until_empty=drain)
+        except GeneratorExit:  # the loop was closed: nothing can be awaited any more
+            raise
         except BaseException:
-            timeout = 0.0  # cancelled, or the backend is gone: keep nobody waiting
+            await self._finish(dispatcher, 0.0)  # cancelled, or the backend is gone: keep nobody waiting
+            raise
+        else:
+            await self._finish(dispatcher, timeout)
+        finally:
+            dispatcher.close()
+
+    async def _finish(self, dispatcher: Dispatcher, timeout: float | None) -> None:
+        self._stopping = True
+        reporting = asyncio.create_task(self._report(dispatcher))
+        try:
+            await dispatcher.finish(timeout)
+        except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
+            await dispatcher.finish(0.0)
             raise
         finally:
-            self._stopping = True
-            try:
-                await dispatcher.finish(timeout)
-            except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
-                await dispatcher.finish(0.0)
-                raise
-            finally:
-                await self._backend.close()
-                self._dispatcher = None
-                logger.info("worker stopped, %d tasks run", dispatcher.finished)
-        return dispatcher.finished
+            reporting.cancel()
+
+    async def _report(self, dispatcher: Dispatcher) -> None:
+        """Says what the end waits for, now and then."""
+        pause, timeout = FIRST_REPORT_SECONDS, self._settings.shutdown_timeout
+        limit = "as long as they take" if timeout is None else f"{timeout} s at most"
+        while True:
+            await asyncio.sleep(pause)
+            pause *= 2
+            running = [f"{held.task.task_id} ({held.task.name})" for held in dispatcher.running()]
+            what = f"{len(running)} tasks, {limit} (shutdown_timeout): {', '.join(running):.{REPORT_CHARACTERS}}"
+            logger.warning("stopping: waiting for %s", what if running else "the backend")
 
     def _request_stop(self) -> None:
         self._stopping = True

@@ -157,6 +157,22 @@ async def test_one_order_that_comes_as_two_signals_is_one(path: Path, tmp_path: 
     assert (await result_of(queue, task_id)).value == "waited"
 
 
+@BOTH
+async def test_an_idle_worker_that_is_told_again_and_again_ends_with_status_0(
+    path: Path, tmp_path: Path, number: int
+) -> None:
+    """Also in the moments between its last line in the log and its end."""
+    with working(tmp_path, path) as worker:
+        await worker.ready()
+        worker.process.send_signal(number)
+        await worker.logged("ended with status 0")
+        while worker.process.poll() is None:
+            worker.process.send_signal(number)
+            await asyncio.sleep(0)
+        assert worker.process.returncode == 0
+        assert worker.log.count("received ") == 1
+
+
 async def test_processes_end_with_a_supervisor_that_was_killed(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
     """They finish what they have in hand, and nobody is left behind."""
     marker = tmp_path / "marker"

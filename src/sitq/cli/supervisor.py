@@ -106,7 +106,7 @@ class Supervisor:
             if first_at is None:
                 first_at = time.monotonic()
                 loop.call_soon_threadsafe(self._stop, number)
-            elif time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
+            elif self._children and time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
                 end(number)
 
         def end(number: int) -> None:
@@ -121,7 +121,8 @@ class Supervisor:
             yield
         finally:
             for each, handler in previous.items():
-                signal.signal(each, handler)
+                # The order is carried out: coming again, it must not make a death of the rest of the exit.
+                signal.signal(each, handler if first_at is None else signal.SIG_IGN)
 
 
 class Lifeline:
