@@ -95,6 +95,12 @@ class CloudpickleSerializer:
     Loading runs code: whoever can write the store can run code in the worker.
     """
 
+    def __init__(self) -> None:
+        # Imports that would otherwise be made by the first call, in whatever thread: if another thread
+        # forks meanwhile, the child waits for ever for that module's lock.
+        _cloudpickle()
+        _format()
+
     @property
     def format(self) -> str:
         """The envelope's, Python's and cloudpickle's versions."""
