@@ -252,6 +252,11 @@ def test_importing_sitq_does_not_import_cloudpickle() -> None:
     assert printed.split() == ["False", "True"]
 
 
+def test_importing_sitq_does_not_import_ctypes() -> None:
+    """It is loaded when somebody waits, for from Python 3.14 on its import opens a file and keeps it open."""
+    assert run_script("import sys, sitq; print('ctypes' in sys.modules)").strip() == "False"
+
+
 def test_importing_sitq_touches_nothing() -> None:
     """It starts no thread, opens no file, adds no log handler and configures no logger."""
     printed = run_script("""

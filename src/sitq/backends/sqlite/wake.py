@@ -2,18 +2,25 @@
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 POLL_SECONDS = 0.02
 """How often the -wal file is looked at where there is no inotify."""
 
-_libc = functools.cache(functools.partial(ctypes.CDLL, None, use_errno=True))
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes  # not before it is needed: from Python 3.14 on, the import opens a file and keeps it open
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
 
 
@@ -111,10 +118,20 @@ class Watchers:
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:
     if sys.platform == "linux":
-        # No inotify here, no watches left, no such file, or a loop that cannot watch descriptors: poll instead.
-        with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+        # No inotify or no ctypes here, no watches or descriptors left, or a loop that cannot watch any: poll instead.
+        with contextlib.suppress(OSError, ImportError, AttributeError, NotImplementedError):
             return _InotifyWatch(loop, path, on_change)
     return _PollWatch(loop, path, on_change)
+
+
+def _call(function: str, *arguments: object) -> int:
+    """Calls a function of the C library; its error is an OSError."""
+    value: int = getattr(_libc(), function)(*arguments)
+    if value < 0:
+        import ctypes
+
+        raise OSError(ctypes.get_errno(), f"{function} failed")
+    return value
 
 
 class _InotifyWatch:
@@ -129,12 +146,9 @@ class _InotifyWatch:
         self._on_change = on_change
         folder, name = os.path.split(os.fsencode(path))
         self._name = name + b"\0"
-        self._fd = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+        self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if _libc().inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
-                raise OSError(ctypes.get_errno(), "inotify_add_watch failed")
+            _call("inotify_add_watch", self._fd, folder, _IN_ATTRIB)
             loop.add_reader(self._fd, self._read)
         except BaseException:
             os.close(self._fd)
