@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def test_the_suite_runs_in_a_shell_that_ignores_interrupts() -> None:
     assert "1 passed" in finish("sh", "-c", f"trap '' INT; exec {pytest_command} {test}")
 
 
-@pytest.mark.skipif(not UV, reason="the suite was not started by uv run")
+needs_uv = pytest.mark.skipif(not UV, reason="the suite was not started by uv run")
+
+
+@needs_uv
 def test_the_pin_for_pyenv_does_not_make_uv_download_a_python(tmp_path: Path) -> None:
     """If the pinned version is not there, uv takes any Python that the project can run on, and fetches none."""
     pin = (ROOT / ".python-version").read_text().replace("3.13", "3.99")
@@ -37,3 +41,22 @@ def test_the_pin_for_pyenv_does_not_make_uv_download_a_python(tmp_path: Path) ->
         UV, "python", "find", "--no-python-downloads", "--offline", "--python-preference", "system", cwd=tmp_path
     )
     assert Path(found.strip()).exists()
+
+
+@needs_uv
+def test_the_source_distribution_holds_what_the_suite_needs(tmp_path: Path) -> None:
+    """Whoever packages sitq can run the tests, the pages' and the examples' too, from what is published."""
+    finish(UV, "build", "--sdist", "--offline", "--out-dir", tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    needed = [path for folder in ("tests", "docs", "examples") for path in (ROOT / folder).rglob("*.??*")]
+    needed += [
+        ROOT / name for name in (".python-version", "playground.py", "mkdocs.yml", "README.md", "pyproject.toml")
+    ]
+    names = {
+        path.relative_to(ROOT).as_posix() for path in needed if path.suffix in {".py", ".md", ".png", ".svg", ".toml"}
+    }
+    assert len(names) > 80
+    assert names <= held
+    assert not [name for name in held if name.endswith((".pyc", ".db"))]

@@ -143,6 +143,15 @@ def test_a_public_name_says_that_it_is_of_sitq(name: str) -> None:
     assert inspect.getdoc(member)
 
 
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    """``sitq.__version__`` is what was built, it is looked up when it is asked for, and no other name is made up."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sitq.__version__ == project["version"]
+    assert "importlib.metadata" not in run_script("import sys; import sitq; print(*sys.modules)").split()
+    with pytest.raises(AttributeError, match="'sitq' has no attribute 'version'"):
+        sitq.version  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_nothing_else_looks_public() -> None:
     """What else the package has are its modules, and names with an underscore."""
     others = {name for name in vars(sitq) if not name.startswith("_")} - PUBLIC
