@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support import DEADLINE_SECONDS, ROOT, rows
 
 TASK_ID = re.compile(r"[0-9a-f]{32}\n")
@@ -67,6 +69,16 @@ def test_a_script_says_which_task_failed(path: Path, tmp_path: Path) -> None:
     with worker("script.py", "work", path, log):
         printed = run("script.py", tmp_path / "missing", queue_file=path, status=1)
     assert printed.startswith(f"{tmp_path / 'missing'}: FileNotFoundError: ")
+
+
+@pytest.mark.parametrize("name", ["script.py", "reminders.py"])
+def test_an_example_that_needs_arguments_says_which(name: str, path: Path) -> None:
+    """Called without any, it prints how it is used, does nothing, and ends with status 1."""
+    with started(name, queue_file=path) as process:
+        printed, complaints = process.communicate(timeout=DEADLINE_SECONDS)
+    assert (process.returncode, printed) == (1, "")
+    assert f"python examples/{name} " in complaints
+    assert not path.exists()
 
 
 def test_several_worker_processes_share_the_work() -> None:
