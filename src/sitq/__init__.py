@@ -1,7 +1,5 @@
 """An async-first task queue that lives in one SQLite file."""
 
-from typing import TYPE_CHECKING
-
 from sitq._execution import current_task
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
@@ -46,20 +44,9 @@ __all__ = [
     "current_task",
 ]
 
-__version__: str
-"""The version of the distribution that is installed, for example ``"1.0.0"``."""
-
-if not TYPE_CHECKING:  # a type checker would take it for a module that has any name
-
-    def __getattr__(name: str) -> str:
-        if name == "__version__":
-            from importlib.metadata import version  # its import takes a good part of the time that sitq's own takes
-
-            return version("sitq")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__version__ = "1.0.0"
 
 # Tracebacks, pickles and docs name the place that users import from.
 for _name in __all__:
     globals()[_name].__module__ = __name__
-del _name, TYPE_CHECKING
+del _name

@@ -18,7 +18,7 @@ POLL_SECONDS = 0.02
 def _libc() -> Any:
     import ctypes  # not before it is needed: from Python 3.14 on, the import opens a file and keeps it open
 
-    return ctypes.CDLL(None, use_errno=True)
+    return ctypes.CDLL(None)
 
 
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
@@ -124,16 +124,6 @@ def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], N
     return _PollWatch(loop, path, on_change)
 
 
-def _call(function: str, *arguments: object) -> int:
-    """Calls a function of the C library; its error is an OSError."""
-    value: int = getattr(_libc(), function)(*arguments)
-    if value < 0:
-        import ctypes
-
-        raise OSError(ctypes.get_errno(), f"{function} failed")
-    return value
-
-
 class _InotifyWatch:
     """Watches a file's attributes, which :func:`touch` changes, in an event loop.
 
@@ -146,9 +136,12 @@ class _InotifyWatch:
         self._on_change = on_change
         folder, name = os.path.split(os.fsencode(path))
         self._name = name + b"\0"
-        self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError("inotify_init1 failed")
         try:
-            _call("inotify_add_watch", self._fd, folder, _IN_ATTRIB)
+            if _libc().inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
+                raise OSError("inotify_add_watch failed")
             loop.add_reader(self._fd, self._read)
         except BaseException:
             os.close(self._fd)
