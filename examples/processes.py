@@ -48,7 +48,7 @@ async def main(queue_file: Path) -> None:
             results = [await queue.get_result(task_id) for task_id in ids]
     finally:
         for worker in workers:
-            worker.terminate()
+            worker.terminate()  # one that is still starting just dies of it: -15
         for worker in workers:
             worker.join()
     counted = [result.unwrap() for result in results if result is not None]

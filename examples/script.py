@@ -43,5 +43,7 @@ def main(paths: list[Path]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:] == ["work"]:
         asyncio.run(Worker(SQLiteBackend(QUEUE_FILE)).run())
+    elif len(sys.argv) == 1:
+        sys.exit(__doc__)
     else:
         sys.exit(min(main([Path(name) for name in sys.argv[1:]]), 1))

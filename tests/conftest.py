@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a fresh file, a backend on it, a queue, a log of executions."""
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,6 +8,16 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue
 from tests.support import Runs
+
+
+def pytest_configure() -> None:
+    """Lets the processes that tests start be interrupted, also if whoever started pytest ignores SIGINT.
+
+    A background job of a script inherits that, and so would every process of it. A handler is not inherited: they
+    get the default action, while this process goes on ignoring the signal.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 @pytest.fixture

@@ -181,7 +181,9 @@ def overwrite(path: Path, offset: int, data: bytes) -> bytes:
 def damaged(path: Path, *, page_of: str | None) -> Iterator[None]:
     """The header, or the first page of a table or index, holds rubbish for a while.
 
-    The WAL is emptied before and must be empty afterwards, so that all is read from the file.
+    The WAL is emptied before, so that all is read from the file, and once more afterwards: that makes every
+    connection forget its pages. Else one that looked in between, which a quick file system makes likely, would
+    go on with the sound page that it has in memory, and see nothing.
     """
     with outside(path) as connection:
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -189,8 +191,10 @@ def damaged(path: Path, *, page_of: str | None) -> Iterator[None]:
         size: int = connection.execute("PRAGMA page_size").fetchone()[0]
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         found = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (page_of,)).fetchone()
-    offset, length = ((found[0] - 1) * size, size) if found else (0, 100)
-    old = overwrite(path, offset, b"\xa5" * length)
+        offset, length = ((found[0] - 1) * size, size) if found else (0, 100)
+        old = overwrite(path, offset, b"\xa5" * length)
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # it does not read the header
+        assert not busy
     try:
         yield
     finally:

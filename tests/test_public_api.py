@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -145,6 +146,15 @@ def test_a_public_name_says_that_it_is_of_sitq(name: str) -> None:
     assert inspect.getdoc(member)
 
 
+def test_the_version_is_that_of_the_distribution() -> None:
+    """``sitq.__version__`` is what is built, what is installed, and the newest release in the changelog."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    releases = re.findall(
+        r"^## \[(\d\S+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
+    assert sitq.__version__ == project["version"] == version("sitq") == releases[0]
+
+
 def test_nothing_else_looks_public() -> None:
     """What else the package has are its modules, and names with an underscore."""
     others = {name for name in vars(sitq) if not name.startswith("_")} - PUBLIC
@@ -252,6 +262,11 @@ def test_importing_sitq_does_not_import_cloudpickle() -> None:
         print("cloudpickle" in sys.modules)
         """)
     assert printed.split() == ["False", "True"]
+
+
+def test_importing_sitq_does_not_import_ctypes() -> None:
+    """It is loaded when somebody waits, for from Python 3.14 on its import opens a file and keeps it open."""
+    assert run_script("import sys, sitq; print('ctypes' in sys.modules)").strip() == "False"
 
 
 def test_importing_sitq_touches_nothing() -> None:

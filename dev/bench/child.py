@@ -1,7 +1,8 @@
 """A process of the benchmark: `python -m dev.bench.child MODE JOB`.
 
 Modes: `measure` runs a workload and prints its figures; `serve` runs a worker until standard
-input ends; `drain` waits for a line and empties the store; `fill` makes a file for `backlog`.
+input ends; `pace` has one run tasks at an even pace until then; `drain` waits for a line and
+empties the store; `fill` makes a file for `backlog`.
 """
 
 import asyncio
@@ -28,6 +29,18 @@ async def serve(contestant: Contestant, job: Job) -> None:
         await _line()
 
 
+async def pace(contestant: Contestant, job: Job) -> None:
+    """Enqueue and run tasks until the parent closes the pipe."""
+    from dev.bench.contestants.sitq import Sitq
+    from dev.bench.workloads import host
+
+    assert isinstance(contestant, Sitq)
+    async with contestant:
+        _say("ready")
+        closed = asyncio.create_task(_line())
+        await host.pace(contestant, job.case, closed.done)
+
+
 async def drain(contestant: Contestant, job: Job) -> None:
     """Empty the store when told to; print the time it took and how many tasks ran here."""
     _say("ready")
@@ -47,7 +60,7 @@ async def fill(contestant: Contestant, job: Job) -> None:
         _say(await scale.fill(contestant, job.case))
 
 
-MODES = {"measure": measure, "serve": serve, "drain": drain, "fill": fill}
+MODES = {"measure": measure, "serve": serve, "pace": pace, "drain": drain, "fill": fill}
 
 
 def _say(value: Any) -> None:

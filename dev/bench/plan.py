@@ -12,6 +12,9 @@ CONCURRENCY = 32
 SPIN_CONCURRENCY = 10
 """sitq's default, for tasks that keep a core busy."""
 
+HOST_CONCURRENCY = 100
+"""So many slots make the largest steps in the event loop."""
+
 QUICK_WORKLOADS = frozenset({"enqueue", "enqueue_concurrent", "enqueue_many"})
 DURABILITIES = ("enqueue", "full", "normal")
 
@@ -24,6 +27,9 @@ class Sizes:
         drain_redis: As `drain`, for contestants over Redis, which do about a thousand a second.
         backlogs: How many more tasks the file holds than are run.
         idle_seconds: How long an idle worker is watched.
+        waiting: How many callers wait for results that do not come.
+        awaited: How many wait for results that come.
+        late_many, late_drain: How many tasks are stored at once, or drained, beside the timer.
         thorough: Whether peers take part in all that they can, or only at one concurrency and in
             what is measured in tasks a second.
     """
@@ -40,6 +46,12 @@ class Sizes:
     spin: int = 3_000
     shared: int = 40_000
     imports: int = 15
+    waiting: tuple[int, int] = (100, 2_000)
+    waiting_seconds: float = 10.0
+    awaited: int = 3_000
+    late_many: int = 40_000
+    late_drain: int = 20_000
+    late_idle_seconds: float = 3.0
     thorough: bool = True
 
 
@@ -57,6 +69,12 @@ QUICK = Sizes(
     spin=300,
     shared=5_000,
     imports=3,
+    waiting=(20, 200),
+    waiting_seconds=3.0,
+    awaited=500,
+    late_many=5_000,
+    late_drain=3_000,
+    late_idle_seconds=1.0,
     thorough=False,
 )
 
@@ -93,6 +111,7 @@ def _of(name: str, kind: type[Contestant], sizes: Sizes) -> Iterator[Case]:
         *_large(name, sizes),
         *_side_by_side(name, sizes),
         *_durable(name, sizes),
+        *_host(name, sizes, usual),
     )
     yield from (case for case in others if case.workload in workloads)
 
@@ -132,6 +151,17 @@ def _side_by_side(name: str, sizes: Sizes) -> Iterator[Case]:
             concurrency=CONCURRENCY,
             processes=processes,
         )
+
+
+def _host(name: str, sizes: Sizes, usual: int) -> Iterator[Case]:
+    """What a program feels of the queue inside it."""
+    for callers in sizes.waiting:
+        yield Case("waiting", name, str(callers), count=callers, seconds=sizes.waiting_seconds, concurrency=usual)
+    for slots in (usual, HOST_CONCURRENCY):
+        yield Case("awaited", name, str(slots), count=sizes.awaited, concurrency=slots)
+    yield Case("lateness", name, "idle", seconds=sizes.late_idle_seconds)
+    yield Case("lateness", name, "enqueue_many", count=sizes.late_many)
+    yield Case("lateness", name, "drain", count=sizes.late_drain, concurrency=HOST_CONCURRENCY)
 
 
 def _durable(name: str, sizes: Sizes) -> Iterator[Case]:

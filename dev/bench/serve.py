@@ -56,9 +56,9 @@ async def run(mode: str, job: Job, seconds: float) -> Any:
 
 
 @asynccontextmanager
-async def serving(case: Case, store: Store) -> AsyncGenerator[None]:
+async def serving(case: Case, store: Store, mode: str = "serve") -> AsyncGenerator[None]:
     """A worker process of the case's contestant: running inside the block, stopped after it."""
-    async with _started("serve", Job(case, store)) as process:
+    async with _started(mode, Job(case, store)) as process:
         await _answer(process, READY_SECONDS)
         yield
         await _finish(process)

@@ -57,6 +57,7 @@ def targets(sizes: Sizes) -> list[Target]:
     """The table of targets, for files as large as `sizes` makes them."""
     large = max(sizes.backlogs)
     speed = "per_second"
+    some, many = sizes.waiting
     return [
         Target("drain, 32 slots ÷ huey", ("drain/sitq/32", speed), 15, per=HUEY_DRAIN,
                best=HUEY_BEST),
@@ -92,6 +93,17 @@ def targets(sizes: Sizes) -> list[Target]:
                per="processes/sitq/spin 1"),
         Target("2 processes ÷ 1, no-op", ("processes/sitq/noop 2", speed), 1.0,
                per="processes/sitq/noop 1"),
+        Target(f"{some:,} waiting callers, share of a core", (f"waiting/sitq/{some}", "cpu_percent"),
+               at_most=10.0, unit="%"),
+        Target(f"{many:,} waiting callers, share of a core", (f"waiting/sitq/{many}", "cpu_percent"),
+               at_most=20.0, unit="%"),
+        Target(f"{sizes.awaited:,} results in the worker's process, 10 slots",
+               ("awaited/sitq/10", "seconds"), at_most=1.5, unit="s"),
+        Target("lateness of the loop beside enqueue_many, p99, beyond idle",
+               ("lateness/sitq/enqueue_many", "p99_ms"), at_most=10.0, minus="lateness/sitq/idle",
+               unit="ms"),
+        Target("lateness of the loop beside a drain, p99, beyond idle",
+               ("lateness/sitq/drain", "p99_ms"), at_most=10.0, minus="lateness/sitq/idle", unit="ms"),
         Target("import sitq, beyond asyncio", ("import/sitq", "ms"), at_most=60.0, unit="ms"),
     ]  # fmt: skip
 

@@ -44,6 +44,8 @@ __all__ = [
     "current_task",
 ]
 
+__version__ = "1.0.0"
+
 # Tracebacks, pickles and docs name the place that users import from.
 for _name in __all__:
     globals()[_name].__module__ = __name__

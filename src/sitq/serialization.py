@@ -98,7 +98,7 @@ class CloudpickleSerializer:
     def __init__(self) -> None:
         # Imports that would otherwise be made by the first call, in whatever thread: if another thread
         # forks meanwhile, the child waits for ever for that module's lock.
-        _cloudpickle()
+        _pickler()
         _format()
 
     @property

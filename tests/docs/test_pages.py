@@ -7,7 +7,7 @@ import pytest
 
 import sitq
 import sitq.testing
-from tests.docs.blocks import PAGES
+from tests.docs.blocks import PAGES, blocks
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
@@ -85,3 +85,26 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
     first = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:30]
     assert "pip install uv && uv run playground.py" in first
     assert "pip install uv && uv run pytest" in first
+
+
+def test_every_lifespan_lets_its_server_end() -> None:
+    """Where a worker lives inside of a service, in a page or an example, it has a shutdown_timeout."""
+    codes = [block.code for page in PAGES for block in blocks(page) if block.language == "python"]
+    codes += [path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")]
+    found = [re.findall(r"Worker\([^\n]*", code) for code in codes if "lifespan" in code]
+    workers = [worker for each in found for worker in each if "AsyncIterator" not in worker]
+    assert len(workers) >= 5
+    assert [worker for worker in workers if "shutdown_timeout=" not in worker] == []
+
+
+def test_the_pages_name_every_logger() -> None:
+    """Whoever configures logging finds the names in the page on workers and in the SPEC, and no others are used."""
+    used = set()
+    for path in (ROOT / "src" / "sitq").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for name in re.findall(r"getLogger\((.*?)\)", path.read_text(encoding="utf-8")):
+            used.add(module if name == "__name__" else name.strip("\"'"))
+    for page in (DOCS / "workers.md", ROOT / "SPEC_v1.md"):
+        named = set(re.findall(r"`(sitq(?:\.\w+)+)`", page.read_text(encoding="utf-8")))
+        assert used <= named, page.name
+    assert "sitq.worker" in used

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support import DEADLINE_SECONDS, ROOT, rows
 
 TASK_ID = re.compile(r"[0-9a-f]{32}\n")
@@ -69,13 +71,27 @@ def test_a_script_says_which_task_failed(path: Path, tmp_path: Path) -> None:
     assert printed.startswith(f"{tmp_path / 'missing'}: FileNotFoundError: ")
 
 
+@pytest.mark.parametrize("name", ["script.py", "reminders.py"])
+def test_an_example_that_needs_arguments_says_which(name: str, path: Path) -> None:
+    """Called without any, it prints how it is used, does nothing, and ends with status 1."""
+    with started(name, queue_file=path) as process:
+        printed, complaints = process.communicate(timeout=DEADLINE_SECONDS)
+    assert (process.returncode, printed) == (1, "")
+    assert f"python examples/{name} " in complaints
+    assert not path.exists()
+
+
 def test_several_worker_processes_share_the_work() -> None:
-    """Every prime is counted once, each task by one of the three processes, and all of them end well."""
+    """Every prime is counted once, each task by one of the three processes, and who has begun ends well."""
     printed = run("processes.py")
     assert printed.startswith("6,057 primes below 60,000\n")
     assert sum(map(int, re.findall(r"ran (\d+) tasks", printed))) == 30
-    assert len(re.findall(r"process \d+ ran", printed)) <= 3
-    assert printed.endswith("the workers exited with [0, 0, 0]\n")
+    found = re.search(r"\nthe workers exited with \[(.*)\]\n$", printed)
+    assert found, printed
+    codes = found[1].split(", ")
+    # One that is still starting when the others have done everything dies of the signal that ends them.
+    assert set(codes) <= {"0", "-15"}
+    assert 1 <= len(re.findall(r"process \d+ ran", printed)) <= codes.count("0") <= len(codes) == 3
 
 
 def test_reminders_come_in_the_order_of_their_etas(path: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
 
+import sitq
 from sitq import (
     Backend,
     CloudpickleSerializer,
@@ -20,6 +21,7 @@ from sitq import (
 )
 
 SOON = datetime.now(UTC)
+VERSION = assert_type(sitq.__version__, str)
 
 
 class Email:

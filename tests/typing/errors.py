@@ -4,6 +4,7 @@
 from datetime import UTC, datetime
 from functools import partial
 
+import sitq
 from sitq import NewTask, Result, SQLiteBackend, SyncTaskQueue, TaskId, TaskQueue, Worker
 
 SOON = datetime.now(UTC)
@@ -100,3 +101,4 @@ async def construct() -> None:
     Worker(concurrency=5)  # error
     NewTask("id", "payload")  # error
     await SyncTaskQueue().enqueue(add, 1)  # error
+    print(sitq.version)  # error

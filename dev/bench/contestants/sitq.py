@@ -24,6 +24,7 @@ class Sitq(Contestant):
             "drain", "drain_plain", "enqueue", "enqueue_concurrent", "enqueue_many",
             "enqueue_sync", "wake", "wake_same", "result", "eta", "idle", "backlog",
             "processes", "import", "durable_enqueue", "durable_drain",
+            "waiting", "awaited", "lateness",
         }
     )  # fmt: skip
 

@@ -25,6 +25,9 @@ WORKLOADS = {
     "import": "resources.import_time",
     "backlog": "scale.backlog",
     "processes": "scale.processes",
+    "waiting": "host.waiting",
+    "awaited": "host.awaited",
+    "lateness": "host.lateness",
 }
 """Where each workload lives. The modules are imported by need: some import sitq."""
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 POLL_SECONDS = 0.02
 """How often the -wal file is looked at where there is no inotify."""
@@ -19,7 +19,14 @@ RESTS_PER_LOOK = 10.0
 """How many times as long as a look the pause after it is: what thousands wait for is found in a
 tenth of the time of the connection."""
 
-_libc = functools.cache(functools.partial(ctypes.CDLL, None, use_errno=True))
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes  # not before it is needed: from Python 3.14 on, the import opens a file and keeps it open
+
+    return ctypes.CDLL(None)
+
+
 _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
 
 
@@ -174,8 +181,8 @@ class _Waiting:
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:
     if sys.platform == "linux":
-        # No inotify here, no watches left, no such file, or a loop that cannot watch descriptors: poll instead.
-        with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+        # No inotify or no ctypes here, no watches or descriptors left, or a loop that cannot watch any: poll instead.
+        with contextlib.suppress(OSError, ImportError, AttributeError, NotImplementedError):
             return _InotifyWatch(loop, path, on_change)
     return _PollWatch(loop, path, on_change)
 
@@ -194,10 +201,10 @@ class _InotifyWatch:
         self._name = name + b"\0"
         self._fd = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+            raise OSError("inotify_init1 failed")
         try:
             if _libc().inotify_add_watch(self._fd, folder, _IN_ATTRIB) < 0:
-                raise OSError(ctypes.get_errno(), "inotify_add_watch failed")
+                raise OSError("inotify_add_watch failed")
             loop.add_reader(self._fd, self._read)
         except BaseException:
             os.close(self._fd)
