@@ -13,10 +13,10 @@ SOURCE = ROOT / "src" / "sitq"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 BESIDE = ("cli", "testing", "__main__", "_operations", "backends/inspect", "backends/sqlite/inspection")
-BESIDE += ("backends/sqlite/examination",)
+BESIDE += ("backends/sqlite/examination", "backends/sqlite/listing", "backends/sqlite/mending")
 """What a task has no use for on its way from enqueue to result."""
 
-MOST_STATEMENTS = 2_000
+MOST_STATEMENTS = 2_200
 MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 

@@ -9,7 +9,7 @@ import pytest
 
 from sitq import Backend, NewTask, ReservedTask
 from sitq.backends.inspect import Counts, Inspectable, TaskDetails
-from sitq.models import Status, new_task_id
+from sitq.models import Outcome, Status, new_task_id
 from sitq.testing._contract.base import (
     LEASE_SECONDS,
     Contract,
@@ -55,6 +55,15 @@ async def bring_all(backend: Backend) -> dict[Status, NewTask]:
     """Returns a task of each status."""
     order: tuple[Status, ...] = ("success", "failed", "cancelled", "in_progress", "pending")
     return {status: await bring(backend, status) for status in order}
+
+
+async def abandon(backend: Backend, suite: Contract, count: int = 1) -> tuple[list[NewTask], list[ReservedTask]]:
+    """Returns tasks whose worker is gone, and under what they were held."""
+    tasks = new(count)
+    await backend.enqueue(tasks)
+    held = await take(backend, count)
+    suite.advance(backend, LEASE_SECONDS + 1)
+    return tasks, held
 
 
 async def details(backend: Backend, task: NewTask) -> TaskDetails:
@@ -176,6 +185,83 @@ class Inspecting(Contract):
         assert all(getattr(found, name) == getattr(shown, name) for name in ("task_id", "status", "error", "due_at"))
         assert len(await inspectable(backend).list()) == len(STATUSES)
 
+    @pytest.mark.parametrize("status", [None, "pending", "failed"])
+    @connected
+    async def test_pages_neither_repeat_nor_leave_out_a_task(self, backend: Backend, status: Status | None) -> None:
+        """Each page begins after the last task of the one before, whatever is stored and finished meanwhile."""
+        tasks = [*new(3), *(await fail(backend, 4))[0]] if status == "failed" else new(7)
+        await backend.enqueue(tasks[:3] if status == "failed" else tasks)
+        wanted = [task.task_id for task in await inspectable(backend).list(status=status)]
+        found: list[str] = []
+        while page := await inspectable(backend).list(status=status, limit=2, before=found[-1] if found else None):
+            found += [task.task_id for task in page]
+            await bring(backend, "cancelled")
+            if status == "failed":
+                (held,) = await take(backend, 1)
+                await backend.mark_failure(failures([held]))
+            elif status == "pending":
+                await backend.enqueue(new(1))
+        assert found == wanted
+
+    @pytest.mark.parametrize("status", [None, "failed"])
+    @connected
+    async def test_a_page_after_nothing_is_refused(self, backend: Backend, status: Status | None) -> None:
+        """A task that is unknown, or has left the list since, has no place in it."""
+        tasks, _ = await fail(backend, 2)
+        asked = inspectable(backend)
+        with pytest.raises(ValueError, match="before"):
+            await asked.list(status=status, before="no-such-task")
+        await asked.retry([tasks[0].task_id])
+        if status is None:
+            assert [task.task_id for task in await asked.list(before=tasks[1].task_id)] == [tasks[0].task_id]
+        else:
+            with pytest.raises(ValueError, match="before"):
+                await asked.list(status=status, before=tasks[0].task_id)
+
+    @connected
+    async def test_a_list_can_be_narrowed(self, backend: Backend) -> None:
+        """By a part of the name or a pattern for all of it, by a part of the error, and by age; case matters."""
+        tasks = [
+            NewTask(new_task_id(), b"", name=name) for name in ("mail:send", "mail:fetch", "Mail:send", "web:mail")
+        ]
+        await backend.enqueue(tasks)
+        held = await take(backend)
+        await backend.mark_failure([Outcome(task, error=f"ValueError: {task.name} 100%") for task in held[:2]])
+        self.advance(backend, 100)
+        await backend.mark_failure([Outcome(task, error="KeyError: 'x'") for task in held[2:]])
+
+        async def names(**filters: Any) -> set[str]:
+            found = [await inspectable(backend).list(status=status, **filters) for status in (None, "failed")]
+            assert {task.task_id for task in found[0]} == {task.task_id for task in found[1]}
+            return {task.name for task in found[0]}
+
+        assert await names(name="mail") == {"mail:send", "mail:fetch", "web:mail"}
+        assert await names(name="mail*") == {"mail:send", "mail:fetch"}
+        assert await names(name="?ail:send") == {"mail:send", "Mail:send"}
+        assert await names(name="*") == {"mail:send", "mail:fetch", "Mail:send", "web:mail"}
+        assert await names(error="ValueError: mail") == {"mail:send", "mail:fetch"}
+        assert await names(error="%") == {"mail:send", "mail:fetch"}
+        assert await names(error="*") == set()
+        assert await names(name="Mail", error="KeyError") == {"Mail:send"}
+        assert await names(name="\ud800") == set()
+        asked = inspectable(backend)
+        assert {task.name for task in await asked.list(status="failed", since=50)} == {"Mail:send", "web:mail"}
+        assert list(await asked.list(since=50)) == []
+        assert len(await asked.list(since=150)) == 4
+        assert len(await asked.list(since=150, name="mail:", limit=1)) == 1
+
+    @connected
+    async def test_an_id_is_found_by_how_it_begins(self, backend: Backend) -> None:
+        """Up to so many ids, in their order; what is no beginning of any finds none."""
+        tasks = [NewTask(task_id, b"") for task_id in ("ab1", "ab2", "ab%", "b1", "ac", "aB3")]
+        await backend.enqueue(tasks)
+        asked = inspectable(backend)
+        assert list(await asked.find_ids("ab", limit=9)) == ["ab%", "ab1", "ab2"]
+        assert list(await asked.find_ids("ab", limit=2)) == ["ab%", "ab1"]
+        assert list(await asked.find_ids("b1", limit=9)) == ["b1"]
+        for prefix in ("b11", "%", "c", "\ud800"):
+            assert list(await asked.find_ids(prefix, limit=9)) == []
+
     @connected
     async def test_last_attempts_are_listed_with_the_others(self, backend: Backend) -> None:
         """However many attempts a waiting task has left."""
@@ -250,6 +336,64 @@ class Inspecting(Contract):
         assert set(await statuses(backend, [tasks["failed"], *more])) == {"pending"}
         assert await statuses(backend, [tasks["success"], tasks["cancelled"]]) == ["success", "cancelled"]
         assert list(await inspectable(backend).retry_failed()) == []
+
+    @connected
+    async def test_only_failed_tasks_that_fit_are_retried(self, backend: Backend) -> None:
+        """By a part of the error, by the name, and by how long ago they failed."""
+        old, _ = await fail(backend, 2)
+        self.advance(backend, 100)
+        tasks = new(3)
+        await backend.enqueue(tasks)
+        held = await take(backend)
+        await backend.mark_failure([Outcome(task, error=f"KeyError: {task.name}") for task in held])
+        asked = inspectable(backend)
+        assert list(await asked.retry_failed(error="KeyError", name="*0")) == [tasks[0].task_id]
+        assert list(await asked.retry_failed(error="no such error")) == []
+        assert set(await asked.retry_failed(since=50)) == {task.task_id for task in tasks[1:]}
+        assert await statuses(backend, [*old, *tasks]) == ["failed"] * 2 + ["pending"] * 3
+        assert set(await asked.retry_failed(error="ValueError")) == set(ids(old))
+
+    @connected
+    async def test_an_abandoned_task_can_be_retried(self, backend: Backend) -> None:
+        """It waits as if it had never been run, and the run that was thought dead can change nothing any more."""
+        (task,), held = await abandon(backend, self)
+        assert list(await inspectable(backend).retry([task.task_id])) == [task.task_id]
+        found = await look(backend, task)
+        assert (found.status, found.attempt, found.started_at) == ("pending", 0, None)
+        assert list(await backend.mark_success(successes(held))) == held
+        assert list(await backend.renew(held, lease=LEASE_SECONDS)) == held
+        assert list(await backend.release(held)) == held
+        assert [again.attempt for again in await take(backend)] == [1]
+
+    @connected
+    async def test_an_abandoned_task_can_be_cancelled(self, backend: Backend) -> None:
+        """Nobody takes it over, and the run that was thought dead cannot record an outcome any more."""
+        (task,), held = await abandon(backend, self)
+        assert list(await inspectable(backend).cancel([task.task_id])) == [task.task_id]
+        assert list(await backend.mark_failure(failures(held))) == held
+        assert list(await backend.mark_success(successes(held))) == held
+        assert list(await backend.release(held)) == held
+        assert await statuses(backend, [task]) == ["cancelled"]
+        assert await take(backend) == []
+
+    @connected
+    async def test_retrying_what_failed_leaves_abandoned_tasks(self, backend: Backend) -> None:
+        """They have not failed: a worker takes them over."""
+        (task,), _ = await abandon(backend, self)
+        assert list(await inspectable(backend).retry_failed()) == []
+        assert [again.attempt for again in await take(backend)] == [2]
+        assert await statuses(backend, [task]) == ["in_progress"]
+
+    @connected
+    async def test_more_than_fit_into_one_change_are_retried_and_cancelled(self, backend: Backend) -> None:
+        """However many there are, each is changed once, and the ids come back in order."""
+        tasks = new(1201)
+        await backend.enqueue(tasks)
+        asked = inspectable(backend)
+        assert list(await asked.cancel(ids(tasks))) == ids(tasks)
+        assert list(await asked.cancel(ids(tasks))) == []
+        assert list(await asked.retry(ids(tasks))) == ids(tasks)
+        assert (await asked.counts()).pending == 1201
 
     @connected
     async def test_a_cancelled_task_is_finished_and_never_given_out(self, backend: Backend) -> None:
