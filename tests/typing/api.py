@@ -2,7 +2,7 @@
 """Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
 
@@ -18,6 +18,7 @@ from sitq import (
     Worker,
     current_task,
 )
+from sitq.backends.inspect import TaskInfo
 
 SOON = datetime.now(UTC)
 
@@ -174,3 +175,11 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
     assert_type(current_task().attempt, int)
     assert_type(current_task().enqueued_at, datetime)
     assert_type(current_task().context, Mapping[str, Any])
+
+
+async def look(queue: TaskQueue, sync: SyncTaskQueue) -> None:
+    """One task's state, and a list that is narrowed."""
+    assert_type(await queue.get("id"), TaskInfo | None)
+    assert_type(sync.get("id"), TaskInfo | None)
+    assert_type(await queue.list("failed", name="a", error="b", since=1.5, before="id"), Sequence[TaskInfo])
+    assert_type(sync.retry(failed=True, since=timedelta(hours=1)), Sequence[str])
