@@ -172,8 +172,8 @@ def _place(sqlite: sqlite3.Connection, order: _Order, task_id: str | None) -> Ro
 @contextlib.contextmanager
 def decoded(sqlite: sqlite3.Connection) -> Iterator[None]:
     """Lets text that is not UTF-8, which some other program wrote, be shown instead of being refused."""
-    sqlite.text_factory = lambda data: data.decode(errors="backslashreplace")
+    before, sqlite.text_factory = sqlite.text_factory, lambda data: data.decode(errors="backslashreplace")
     try:
         yield
     finally:
-        sqlite.text_factory = str
+        sqlite.text_factory = before
