@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import pickle
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from sitq import (
     TaskQueue,
     Worker,
 )
-from sitq.backends.inspect import Inspectable
+from sitq.backends.inspect import Inspectable, TaskInfo
+from sitq.backends.sqlite import listing, mending
 from sitq.testing import ManualClock
-from tests.faults import on_connection, write_lock
+from tests.faults import on_connection, run_python, write_lock
 from tests.support import Runs, add, log_async, start_python
 
 
@@ -61,6 +63,50 @@ async def test_a_queue_lists_its_tasks(queue: TaskQueue, failed: list[str]) -> N
     assert {task.task_id for task in found} == set(failed)
     assert {task.error for task in found} == {"ValueError: no 0", "ValueError: no 1"}
     assert {task.name for task in found} == {"tests.test_inspection:fail"}
+
+
+async def test_a_list_can_be_narrowed_and_paged(queue: TaskQueue, failed: list[str]) -> None:
+    """As the backend does it; an age may be a timedelta."""
+    await queue.enqueue(add, 1, 2)
+    newest, oldest = await queue.list("failed", name="fail", error="no ", since=timedelta(hours=1))
+    assert {newest.task_id, oldest.task_id} == set(failed)
+    assert list(await queue.list("failed", before=newest.task_id)) == [oldest]
+    assert list(await queue.list(name="no such name")) == []
+    with pytest.raises(ValueError, match="before: there is no task 'unknown' in this list"):
+        await queue.list(before="unknown")
+
+
+async def test_one_task_can_be_looked_at(queue: TaskQueue, backend: SQLiteBackend, failed: list[str]) -> None:
+    """Whether it is unknown or not finished yet is told apart."""
+    waiting = await queue.enqueue(add, 1, 2)
+    found = await queue.get(waiting)
+    assert isinstance(found, TaskInfo)
+    assert (found.task_id, found.status, found.finished_at) == (waiting, "pending", None)
+    ended = await queue.get(failed[0])
+    assert ended is not None
+    assert (ended.status, ended.error) == ("failed", "ValueError: no 0")
+    assert await queue.get("unknown") is None
+    other = SyncTaskQueue(SQLiteBackend(backend._path))
+    assert await asyncio.to_thread(other.get, waiting) == found
+    await asyncio.to_thread(other.close)
+    with pytest.raises(TypeError, match="task id must be a str"):
+        await queue.get(7)  # type: ignore[arg-type]
+
+
+async def test_what_failed_of_one_cause_is_retried(queue: TaskQueue, failed: list[str]) -> None:
+    """And nothing else; ids cannot be narrowed, and an empty text is not meant."""
+    assert list(await queue.retry(failed=True, error="no 1", since=timedelta(hours=1))) == failed[1:]
+    for wrong in ({"error": "x"}, {"name": "x"}, {"since": 1}):
+        with pytest.raises(TypeError, match="failed=True only"):
+            await queue.retry(failed[0], **wrong)  # type: ignore[arg-type]
+    for call in (queue.retry(failed=True, error=""), queue.list(name=""), queue.list(before="")):
+        with pytest.raises(ValueError, match="must not be empty: leave it out"):
+            await call
+    with pytest.raises(TypeError, match="error must be a str, not int"):
+        await queue.list(error=7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="since must be a finite number of seconds"):
+        await queue.list(since=-1)
+    assert (await queue.counts()).failed == 1
 
 
 async def test_a_queue_counts_its_tasks(queue: TaskQueue, failed: list[str]) -> None:
@@ -230,15 +276,15 @@ def test_code_without_a_loop_can_do_the_same(path: Path) -> None:
         assert list(queue.retry(iter([task_id]))) == [task_id]
         with pytest.raises(TypeError):
             queue.cancel([1])  # type: ignore[list-item]
-    for name in ("list", "counts", "retry", "cancel"):
+    for name in ("list", "counts", "get", "retry", "cancel"):
         ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (SyncTaskQueue, TaskQueue))
         assert ours == theirs
 
 
-async def test_the_four_are_refused_in_an_event_loop(path: Path) -> None:
+async def test_they_are_refused_in_an_event_loop(path: Path) -> None:
     """As every call that blocks."""
     queue = SyncTaskQueue(SQLiteBackend(path))
-    for name, arguments in (("list", ()), ("counts", ()), ("retry", ("id",)), ("cancel", ("id",))):
+    for name, arguments in (("list", ()), ("counts", ()), ("get", ("id",)), ("retry", ("id",)), ("cancel", ("id",))):
         with pytest.raises(RuntimeError, match="TaskQueue"):
             getattr(queue, name)(*arguments)
 
@@ -281,9 +327,9 @@ async def test_what_was_mended_survives_a_power_cut(path: Path) -> None:
         task_id = await queue.enqueue(add, 1, 2)
         for call in (queue.cancel, queue.retry):
             await backend.renew([], lease=1)
-            assert backend._connected()._synchronous == "NORMAL"
+            assert backend._connected()._file.synchronous == "NORMAL"
             await call(task_id)
-            assert backend._connected()._synchronous == "FULL"
+            assert backend._connected()._file.synchronous == "FULL"
 
 
 async def test_a_backend_that_nobody_looks_into_pays_nothing(queue: TaskQueue, backend: SQLiteBackend) -> None:
@@ -311,6 +357,49 @@ async def test_many_calls_at_once_do_not_mix(queue: TaskQueue, backend: SQLiteBa
     assert [list(each) for each in again] == [[task_id] for task_id in ids]
 
 
+ENQUEUE_AND_LOOK = """
+import asyncio, sys
+from sitq import SQLiteBackend, TaskQueue
+
+async def main():
+    async with TaskQueue(SQLiteBackend(sys.argv[1], busy_timeout=0)) as queue:
+        await queue.enqueue("operator:add", 1, 2)
+        print((await queue.counts()).cancelled)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("call", ["cancel", "retry_failed"])
+async def test_many_changes_leave_others_their_turn(
+    path: Path, queue: TaskQueue, backend: SQLiteBackend, call: str
+) -> None:
+    """No transaction changes more than 500 tasks, and between two of them another process enqueues without waiting."""
+    count = 2 * mending.CHANGED_PER_TRANSACTION + 1
+    ids = list(await queue.enqueue_many([lambda: None] * count))
+    if call == "retry_failed":
+        sql = "UPDATE tasks SET status = 'failed', finished_at = enqueued_at"
+        await on_connection(backend, lambda connection: connection.execute(sql))
+    transactions: list[str] = []
+    seen: list[str] = []
+
+    def on_statement(sql: str) -> None:
+        # Called as a statement begins, before it takes the lock, and again for each step of its triggers.
+        if sql.startswith(("BEGIN", "INSERT INTO change")) and sql not in transactions:
+            transactions.append(sql)
+            if len(transactions) == 2:
+                seen.append(run_python(ENQUEUE_AND_LOOK, path).strip())
+
+    await on_connection(backend, lambda connection: connection.set_trace_callback(on_statement))
+    done = await (backend.cancel(ids) if call == "cancel" else backend.retry_failed())
+    await on_connection(backend, lambda connection: connection.set_trace_callback(None))
+    assert set(done) == set(ids)
+    operation = "cancel" if call == "cancel" else "retry"
+    assert [sql.count(f"('{operation}'") for sql in transactions] == [500, 500, 1]
+    assert seen == ["500" if call == "cancel" else "0"]
+    assert len(await queue.list(limit=count + 1)) == count + 1
+
+
 async def test_a_race_for_a_task_has_one_winner(path: Path) -> None:
     """A task is either cancelled or given out, by whatever process comes first, and never both."""
     one, other = SQLiteBackend(path), SQLiteBackend(path)
@@ -334,6 +423,82 @@ async def test_a_row_of_another_programs_making_is_named(path: Path, queue: Task
     for call in (queue.list(), queue._backend.show(task_id)):  # type: ignore[attr-defined]
         with pytest.raises(BackendCorruptError, match=f"the row of task {task_id} was not written by sitq.*'paused'"):
             await call
+
+
+async def fill(backend: SQLiteBackend, count: int) -> None:
+    """Stores tasks of every status in turn, without a commit for each."""
+    sql = f"""
+        WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count})
+        INSERT INTO tasks (task_id, status, name, max_attempts, enqueued_at, available_at, finished_at, payload, error)
+        SELECT printf('task-%06d', n), iif(n % 2, 'pending', 'failed'), 'm:' || n, 5, n, n, iif(n % 2, NULL, n), x'',
+            iif(n % 2, NULL, 'E: ' || n) FROM n
+    """
+    await on_connection(backend, lambda connection: connection.execute(sql))
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"before": "task-000003"}, {"status": "pending"}, {"status": "failed", "name": "m:"}, {"status": "success"}],
+    ids=repr,
+)
+async def test_a_look_into_a_large_queue_sorts_and_scans_nothing(
+    queue: TaskQueue, backend: SQLiteBackend, filters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement goes along an index or the key, from a place in it, and none of them sorts."""
+    monkeypatch.setattr(listing, "_MANY_LIVE", listing._MANY_LIVE.replace("OFFSET 10000", "OFFSET 1"))
+    await fill(backend, 10)
+    statements: list[str] = []
+    await on_connection(backend, lambda connection: connection.set_trace_callback(statements.append))
+    await queue.list(**filters)
+
+    def plans(connection: sqlite3.Connection) -> list[str]:
+        connection.set_trace_callback(None)
+        looks = [sql for sql in statements if "FROM tasks" in sql and sql[-8:] != "OFFSET 1"]
+        return [row[3] for sql in looks for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+
+    steps = [step for step in await on_connection(backend, plans) if "LIVE" not in step]
+    assert steps
+    for step in steps:
+        assert "TEMP B-TREE" not in step
+        assert (
+            step.startswith("SEARCH tasks USING")
+            or "INDEX tasks_due" in step
+            or "INDEX tasks_last" in step
+            or (
+                step in ("COMPOUND QUERY", "LEFT-MOST SUBQUERY", "UNION ALL")
+                or step.startswith(("CO-ROUTINE", "SCAN ("))
+            )
+        )
+
+
+@pytest.mark.parametrize("status", [None, "pending", "failed"])
+async def test_a_search_through_many_tasks_goes_on_to_the_end(
+    queue: TaskQueue, backend: SQLiteBackend, status: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of so many rows, between which other calls get their turn; the oldest task is found as well."""
+    monkeypatch.setattr(listing, "ROWS_PER_LOOK", 100)
+    monkeypatch.setattr(listing, "_MANY_LIVE", listing._MANY_LIVE.replace("OFFSET 10000", "OFFSET 100"))
+    await fill(backend, 2000)
+    name = "m:[2]" if status == "failed" else "m:[1]"  # the oldest one alone
+    search = asyncio.create_task(queue.list(status, name=name))
+    between = 0
+    while not search.done():
+        await queue.get("unknown")
+        between += 1
+    assert between > 1
+    assert [task.name for task in await search] == [name.replace("[", "").replace("]", "")]
+    assert list(await queue.list(status, name="m:[^0-9]")) == []
+
+
+async def test_text_that_is_not_utf8_is_listed(queue: TaskQueue, backend: SQLiteBackend) -> None:
+    """What another program wrote is shown with its bytes written out, and hides no other task."""
+    task_id = await queue.enqueue(add, 1, 2)
+    sql = "UPDATE tasks SET name = CAST(x'6361ff' AS TEXT)"
+    await on_connection(backend, lambda connection: connection.execute(sql))
+    assert [task.name for task in await queue.list()] == ["ca\\xff"]
+    found = await queue.get(task_id)
+    assert found is not None
+    assert found.name == "ca\\xff"
 
 
 @pytest.mark.parametrize("name", ["counts", "list", "show", "retry", "retry_failed", "cancel", "prune", "examine"])

@@ -14,6 +14,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 BESIDE = ("cli", "testing", "__main__", "_operations", "backends/inspect", "backends/sqlite/inspection")
 BESIDE += ("backends/sqlite/examination", "_refusals", "_current")
+BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending")
+BESIDE += ("backends/sqlite/contents", "backends/sqlite/reading")
 """What a task has no use for on its way from enqueue to result."""
 
 MOST_STATEMENTS = 2_200

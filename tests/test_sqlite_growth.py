@@ -6,12 +6,13 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import sitq.backends.sqlite as sqlite_backend
 from sitq import SQLiteBackend, TaskQueue, Worker
-from sitq.backends.sqlite.schema import WAL_SIZE_LIMIT_BYTES
+from sitq.backends.sqlite.schema import SCHEMA_VERSION, WAL_SIZE_LIMIT_BYTES
 from sitq.backends.sqlite.statements import PRUNED_PER_RESERVATION
 from sitq.models import Outcome
 from tests.faults import Clock, assert_healthy, connected, new_task, on_connection, outside, write_lock
@@ -253,3 +254,50 @@ async def test_what_was_refused_or_buried_is_not_kept_in_memory(backend: SQLiteB
         await backend.reserve(1, lease=0, alone=True)
         assert (await backend.reserve(1, lease=0, alone=True)).buried == ["buried"]
         assert await on_connection(backend, lambda it: it.execute("SELECT * FROM note").fetchall()) == []
+
+
+async def prunes(path: Path, **options: Any) -> bool:
+    """Whether a worker of this backend deletes a task of the year 1970."""
+    backend = SQLiteBackend(path, **options)
+    async with TaskQueue(backend) as queue:
+        task_id = await queue.enqueue("operator:add", 1, 2)
+        await queue.cancel(task_id)
+        sql = f"UPDATE tasks SET finished_at = 1 WHERE task_id = '{task_id}'"
+        await on_connection(backend, lambda connection: connection.execute(sql))
+        await Worker(backend).drain()
+        return await queue.get_result(task_id) is None
+
+
+async def test_a_retention_that_was_chosen_holds_for_who_does_not_choose(path: Path) -> None:
+    """The latest choice does; without any it is a week."""
+    assert await prunes(path)
+    assert not await prunes(path, retention=None)
+    assert not await prunes(path)
+    assert await prunes(path, retention=timedelta(days=7))
+    assert await prunes(path)
+    assert not await prunes(path, retention=90 * 365.25 * 86400)
+    assert not await prunes(path)
+
+
+async def test_a_retention_that_nobody_chose_leaves_no_trace(path: Path) -> None:
+    """The table is made by the first choice, and the version of the schema stays what it was."""
+    await prunes(path)
+    assert [row["name"] for row in rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")] == ["tasks"]
+    await prunes(path, retention=None)
+    assert rows(path, "SELECT * FROM settings") == [{"key": "retention", "value": None}]
+    assert rows(path, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
+
+
+async def test_a_choice_that_cannot_be_stored_keeps_nobody_from_working(path: Path) -> None:
+    """The file is locked by another program when it is opened: the choice holds here, and is stored another time."""
+    await prunes(path)
+    with write_lock(path):
+        backend = SQLiteBackend(path, retention=None, busy_timeout=0)
+        await backend.connect()
+    assert not (await backend.reserve(1, lease=60, alone=True)).tasks
+    await backend.close()
+    assert not await prunes(path, retention=None)
+    change = "UPDATE settings SET value = 'soon'"
+    async with TaskQueue(SQLiteBackend(path)) as queue:
+        await on_connection(queue._backend, lambda connection: connection.execute(change))  # type: ignore[arg-type]
+    assert await prunes(path)

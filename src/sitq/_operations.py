@@ -1,15 +1,18 @@
 """Looking into a queue and mending it: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
-from sitq._checks import check_count, refuse_running_loop
+from sitq._checks import check_count, check_seconds, refuse_running_loop
 from sitq.backends.base import Backend
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.errors import BackendError
 from sitq.models import Status
 
 type Ids = str | Iterable[str]
+type Age = timedelta | float | None
+"""How long ago, in seconds or as a ``timedelta``."""
 
 
 class Operations:
@@ -31,36 +34,76 @@ class Operations:
         """
         return await (await _inspectable(self)).counts()
 
-    async def retry(self, task_ids: Ids | None = None, *, failed: bool = False) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again, due now, as if they had never been run.
+    async def get(self, task_id: str) -> TaskInfo | None:
+        """Looks at one task, finished or not; ``None`` if there is no such task.
+
+        It tells what :meth:`get_result` with ``timeout=0`` cannot: whether a task is not finished yet
+        or unknown.
+
+        Raises:
+            TypeError: ``task_id`` is not a ``str``.
+            BackendError: The backend could not be asked, or cannot be looked into.
+        """
+        check_ids([task_id])
+        return await (await _inspectable(self)).show(task_id)
+
+    async def retry(
+        self,
+        task_ids: Ids | None = None,
+        *,
+        failed: bool = False,
+        name: str | None = None,
+        error: str | None = None,
+        since: Age = None,
+    ) -> Sequence[str]:
+        """Makes tasks pending again, due now, as if they had never been run.
+
+        These are failed ones, cancelled ones, and abandoned ones: in progress, with a lease that is
+        over. If there are more than 500, it is done in several transactions, between which others
+        get their turn; if it is interrupted, calling it again does the rest.
 
         Args:
             task_ids: One id or several.
-            failed: Retry every failed task instead.
+            failed: Retry every failed task instead, or those of them that fit what follows.
+            name: Only tasks whose name contains this text; if it holds ``*``, ``?`` or ``[``, it is a
+                pattern for the whole name.
+            error: Only tasks whose error contains this text.
+            since: Only tasks that failed within this time, in seconds or as a ``timedelta``.
 
         Returns:
             The ids of the tasks that are pending again, in the order given. The others do not
-            exist or are neither failed nor cancelled, and are left as they are.
+            exist or are none of the three, and are left as they are.
 
         Raises:
-            TypeError: An id is not a ``str``, or not exactly one of the two arguments is given.
+            TypeError: An argument is of the wrong type, not exactly one of the first two is given, or
+                tasks that are given by their ids are to be narrowed.
+            ValueError: A text is empty, or ``since`` is negative.
             BackendError: The backend did not do it, or cannot be looked into.
         """
         if bool(failed) == (task_ids is not None):
             raise TypeError("retry() takes either the ids of tasks or failed=True")
-        checked = None if task_ids is None else check_ids(task_ids)
-        backend = await _inspectable(self)
-        return await (backend.retry_failed() if checked is None else backend.retry(checked))
+        narrowed = {"name": _check_text("name", name), "error": _check_text("error", error)}
+        seconds = _check_age("since", since)
+        if task_ids is not None:
+            if any(given is not None for given in (name, error, since)):
+                raise TypeError("retry() takes name, error and since together with failed=True only")
+            checked = check_ids(task_ids)
+            return await (await _inspectable(self)).retry(checked)
+        return await (await _inspectable(self)).retry_failed(**narrowed, since=seconds)
 
     async def cancel(self, task_ids: Ids) -> Sequence[str]:
-        """Finishes pending tasks without running them: ``get_result`` returns at once.
+        """Finishes pending and abandoned tasks without running them: ``get_result`` returns at once.
+
+        Abandoned are tasks in progress whose lease is over. If there are more than 500, it is done in
+        several transactions, between which others get their turn; if it is interrupted, calling it
+        again does the rest.
 
         Args:
             task_ids: One id or several.
 
         Returns:
             The ids of the tasks that are cancelled by this call, in the order given. The others do
-            not exist, are in progress or finished, and are left as they are.
+            not exist, are held by a worker or finished, and are left as they are.
 
         Raises:
             TypeError: An id is not a ``str``.
@@ -70,22 +113,42 @@ class Operations:
         return await (await _inspectable(self)).cancel(checked)
 
     # The last one: from here on, `list` is this method to a type checker.
-    async def list(self, status: Status | None = None, *, limit: int = 100) -> Sequence[TaskInfo]:
+    async def list(
+        self,
+        status: Status | None = None,
+        *,
+        limit: int = 100,
+        name: str | None = None,
+        error: str | None = None,
+        since: Age = None,
+        before: str | None = None,
+    ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
 
         Args:
             status: Only tasks of this status; ``None`` means all, by when they were stored.
             limit: How many to list at most, at least 1.
+            name: Only tasks whose name contains this text; if it holds ``*``, ``?`` or ``[``, it is a
+                pattern for the whole name. Case matters.
+            error: Only failed tasks whose error contains this text. Case matters.
+            since: Only tasks that were finished, or else stored, within this time, in seconds or as a
+                ``timedelta``.
+            before: The id of the last task of one page, to get the next page. What is stored or
+                finished meanwhile does not shift it.
 
         Raises:
-            TypeError: ``limit`` is not an ``int``.
-            ValueError: There is no such status, or ``limit`` is out of range.
+            TypeError: An argument is of the wrong type.
+            ValueError: There is no such status, a number is out of range, a text is empty, or
+                ``before`` is not in this list: it is unknown, or was deleted or retried meanwhile.
             BackendError: The backend could not be asked, or cannot be looked into.
         """
         if status is not None and status not in get_args(Status.__value__):
             raise ValueError(f"status must be one of {', '.join(get_args(Status.__value__))}; got {status!r}")
         check_count("limit", limit)
-        return await (await _inspectable(self)).list(status=status, limit=limit)
+        narrowed = {"name": _check_text("name", name), "error": _check_text("error", error)}
+        seconds, before = _check_age("since", since), _check_text("before", before)
+        backend = await _inspectable(self)
+        return await backend.list(status=status, limit=limit, **narrowed, since=seconds, before=before)
 
 
 class SyncOperations:
@@ -104,18 +167,34 @@ class SyncOperations:
         """
         return self._call(self._queue.counts)
 
-    def retry(self, task_ids: Ids | None = None, *, failed: bool = False) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again; see :meth:`TaskQueue.retry`.
+    def get(self, task_id: str) -> TaskInfo | None:
+        """Looks at one task, finished or not; see :meth:`TaskQueue.get`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._call(lambda: self._queue.get(task_id))
+
+    def retry(
+        self,
+        task_ids: Ids | None = None,
+        *,
+        failed: bool = False,
+        name: str | None = None,
+        error: str | None = None,
+        since: Age = None,
+    ) -> Sequence[str]:
+        """Makes tasks pending again; see :meth:`TaskQueue.retry`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
         refuse_running_loop()
         ids = None if task_ids is None else check_ids(task_ids)  # here: a generator may depend on its thread
-        return self._call(lambda: self._queue.retry(ids, failed=failed))
+        return self._call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
 
     def cancel(self, task_ids: Ids) -> Sequence[str]:
-        """Finishes pending tasks without running them; see :meth:`TaskQueue.cancel`.
+        """Finishes tasks without running them; see :meth:`TaskQueue.cancel`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
@@ -125,13 +204,24 @@ class SyncOperations:
         return self._call(lambda: self._queue.cancel(ids))
 
     # The last one: from here on, `list` is this method to a type checker.
-    def list(self, status: Status | None = None, *, limit: int = 100) -> Sequence[TaskInfo]:
+    def list(
+        self,
+        status: Status | None = None,
+        *,
+        limit: int = 100,
+        name: str | None = None,
+        error: str | None = None,
+        since: Age = None,
+        before: str | None = None,
+    ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first; see :meth:`TaskQueue.list`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(lambda: self._queue.list(status, limit=limit))
+        return self._call(
+            lambda: self._queue.list(status, limit=limit, name=name, error=error, since=since, before=before)
+        )
 
 
 async def _inspectable(queue: Operations) -> Inspectable:
@@ -157,3 +247,29 @@ def check_ids(task_ids: Ids) -> Sequence[str]:
         if not isinstance(task_id, str):
             raise TypeError(f"a task id must be a str, not {type(task_id).__name__}")
     return ids
+
+
+def _check_text(name: str, text: str | None) -> str | None:
+    """Returns a text to search for.
+
+    Raises:
+        TypeError: It is not a ``str``.
+        ValueError: It is empty, which every task would fit: an unset variable must not retry them all.
+    """
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, not {type(text).__name__}")
+    if text == "":
+        raise ValueError(f"{name} must not be empty: leave it out")
+    return text
+
+
+def _check_age(name: str, age: Age) -> float | None:
+    """Returns an age in seconds.
+
+    Raises:
+        TypeError: It is neither a number nor a ``timedelta``.
+        ValueError: It is negative, not finite, or longer than a hundred years.
+    """
+    if age is None:
+        return None
+    return check_seconds(name, age.total_seconds() if isinstance(age, timedelta) else age)

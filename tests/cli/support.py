@@ -107,15 +107,12 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"} | more
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts ``sitq`` with its output piped."""
+def start(*arguments: object, encoding: str | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts ``sitq`` with its output piped, and encoded as it is told."""
     return subprocess.Popen(
         [sys.executable, "-m", "sitq", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": encoding} | options,
+        env=environment(**({} if encoding is None else {"PYTHONIOENCODING": encoding})),
     )
 
 
@@ -148,13 +145,15 @@ def ask(*arguments: object) -> str:
 
 
 @contextlib.contextmanager
-def in_terminal(*arguments: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Runs ``sitq`` in a terminal of 80 columns; gives the process and a descriptor to read from."""
+def in_terminal(
+    *arguments: object, columns: int = 80, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Runs ``sitq`` in a terminal; gives the process and a descriptor to read from."""
     leader, follower = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sitq", *map(str, arguments)],
         stdout=follower,
-        env=environment(COLUMNS="80", TERM="xterm"),
+        env=environment(COLUMNS=str(columns), TERM="xterm", **variables),
     )
     os.close(follower)
     try:
@@ -170,10 +169,10 @@ def without_codes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
-def run_in_terminal(*arguments: object) -> tuple[int, str]:
-    """Runs ``sitq`` in a terminal of 80 columns to its end; returns its status and the text that it wrote."""
+def run_in_terminal(*arguments: object, columns: int = 80, **variables: str) -> tuple[int, str]:
+    """Runs ``sitq`` in a terminal to its end; returns its status and the text that it wrote."""
     output = b""
-    with in_terminal(*arguments) as (process, leader):
+    with in_terminal(*arguments, columns=columns, **variables) as (process, leader):
         with contextlib.suppress(OSError):  # Linux says EIO when the other end is closed
             while piece := os.read(leader, 65536):
                 output += piece

@@ -1,19 +1,23 @@
 """``sitq doctor``: what it finds, what it advises, and its status."""
 
 import json
+import shlex
 import sqlite3
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from sitq import CloudpickleSerializer
 from sitq.backends.inspect import Finding, PayloadFormat
 from sitq.backends.sqlite import examination
+from sitq.cli.commands import root
 from sitq.cli.doctor import payloads
 from tests.cli.support import Filled, ask, ask_here, run
 from tests.cli.test_trouble import change, damage
+from tests.support import rows
 
 MINE = "sitq-1 cpython-3.13 cloudpickle-3.1.2"
 
@@ -31,12 +35,13 @@ MOUNTS = r"""
 
 def look(path: Path, *, healthy: bool) -> dict[str, dict[str, Any]]:
     """Runs ``sitq doctor`` and returns its findings by name; checks that its status fits."""
-    ended = run("doctor", path, "--json")
-    assert (ended.status, ended.errors) == (0 if healthy else 1, "")
-    assert ended.json["healthy"] is healthy
-    assert all(list(finding) == ["name", "level", "found", "advice"] for finding in ended.json["findings"])
-    assert healthy == all(finding["level"] != "wrong" for finding in ended.json["findings"])
-    return {finding["name"]: finding for finding in ended.json["findings"]}
+    ended = CliRunner().invoke(root, ["doctor", str(path), "--json"])
+    assert (ended.exit_code, ended.stderr) == (0 if healthy else 1, "")
+    found = json.loads(ended.stdout)
+    assert found["healthy"] is healthy
+    assert all(list(finding) == ["name", "level", "found", "advice"] for finding in found["findings"])
+    assert healthy == all(finding["level"] != "wrong" for finding in found["findings"])
+    return {finding["name"]: finding for finding in found["findings"]}
 
 
 def test_a_healthy_file_is_status_0(filled: Filled) -> None:
@@ -46,10 +51,13 @@ def test_a_healthy_file_is_status_0(filled: Filled) -> None:
         "SQLite",
         "file system",
         "file mode",
+        "folder mode",
         "journal mode",
         "integrity",
         "leases",
         "waiting tasks",
+        "failures",
+        "rows",
         "free pages",
         "payloads",
     ]
@@ -132,6 +140,121 @@ def test_a_file_that_this_user_cannot_write_is_wrong() -> None:
     found = examination.file_mode(stat.S_IFREG | 0o644, writable=False)
     assert (found.level, found.found) == ("wrong", "-rw-r--r--: this user cannot write it")
     assert found.advice is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "words"),
+    [
+        (0o700, "ok", "for its owner only to write in"),
+        (0o755, "ok", "for its owner only to write in"),
+        (0o775, "note", "its group can replace the file"),
+        (0o777, "wrong", "every user can replace the file"),
+        (0o1777, "wrong", "every user can put a -wal file beside the file"),
+    ],
+)
+def test_a_folder_is_judged_by_who_else_can_write_in_it(filled: Filled, mode: int, level: str, words: str) -> None:
+    """Who can put a file beside the queue file, or in its place, can run code in the workers."""
+    filled.path.parent.chmod(mode)
+    found = look(filled.path, healthy=level != "wrong")
+    filled.path.parent.chmod(0o700)
+    assert found["file mode"]["level"] == "ok"
+    assert found["folder mode"]["level"] == level
+    assert found["folder mode"]["found"].endswith(words)
+    assert (found["folder mode"]["advice"] is None) == (level == "ok")
+
+
+def test_a_folder_in_which_this_user_cannot_write_is_wrong() -> None:
+    """For SQLite needs a file beside the queue file."""
+    found = examination.folder_mode(stat.S_IFDIR | 0o755, writable=False)
+    assert (found.level, "-wal file" in found.found) == ("wrong", True)
+
+
+def fail_all(path: Path, error: str, count: int) -> None:
+    """Stores tasks that failed just now."""
+    for n in range(count):
+        change(
+            path,
+            "INSERT INTO tasks (task_id, status, max_attempts, enqueued_at, available_at, finished_at, payload, error)"
+            " VALUES (?, 'failed', 5, 0, 0, unixepoch() * 1000000, x'', ?)",
+            f"{error}{n}",
+            error,
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ModuleNotFoundError: the payload cannot be loaded: No module named 'myapp.tasks'",
+        "SerializationError: the payload cannot be loaded: the import path 'myapp.tasks:f' does not resolve in this "
+        "worker: No module named 'myapp.tasks'",
+    ],
+)
+def test_a_worker_in_the_wrong_folder_is_told_by_its_failures(filled: Filled, error: str) -> None:
+    """One is worth a word, many are wrong: it names the module, and what to do takes those failures and no others."""
+    assert look(filled.path, healthy=True)["failures"]["level"] == "ok"
+    fail_all(filled.path, error, 1)
+    assert look(filled.path, healthy=True)["failures"]["level"] == "note"
+    fail_all(filled.path, f"{error} again", 9)
+    found = look(filled.path, healthy=False)["failures"]
+    assert found["found"].startswith("10 of 12 in the last hour")
+    assert "myapp.tasks (10)" in found["found"]
+    assert "start the workers in the folder that holds myapp.tasks" in found["advice"]
+    retry, *options = shlex.split(found["advice"].partition("run sitq ")[2])
+    assert ask_here(retry, *[filled.path if word == "PATH" else word for word in options]) == "retried 10 tasks\n"
+
+
+def test_failures_of_long_ago_say_nothing(filled: Filled) -> None:
+    """What was mended yesterday is not wrong today."""
+    fail_all(filled.path, "ModuleNotFoundError: No module named 'myapp'", 10)
+    change(filled.path, "UPDATE tasks SET finished_at = 1 WHERE finished_at IS NOT NULL")
+    assert look(filled.path, healthy=True)["failures"]["found"].startswith("0 in the last hour")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("available_at", "1.5", "available_at is real"),
+        ("available_at", "'soon'", "available_at is text"),
+        ("enqueued_at", "300000000000000000", "enqueued_at is no time"),
+        ("attempt", "'many'", "attempt is text"),
+        ("status", "'paused'", "status is 'paused'"),
+        ("status", "'success'", "status is success, without finished_at"),
+        ("payload", "'text'", "payload is text"),
+        ("name", "x'00'", "name is blob"),
+        ("name", "CAST(x'6361ff' AS TEXT)", "name is not UTF-8"),
+        ("format", "CAST(x'c3' AS TEXT)", "format is not UTF-8"),
+        ("error", "CAST(x'ff' AS TEXT)", "error is not UTF-8"),
+    ],
+)
+def test_a_row_of_another_programs_making_is_named(filled: Filled, column: str, value: str, words: str) -> None:
+    """By its id, and with what is wrong with it; the other findings are given all the same."""
+    change(filled.path, f"UPDATE tasks SET {column} = {value} WHERE task_id = ?", filled.waiting)
+    (row,) = rows(filled.path, "SELECT id FROM tasks WHERE task_id = ?", filled.waiting)
+    found = look(filled.path, healthy=False)
+    assert found["rows"]["found"] == (
+        f"1 hold what sitq does not write: id {row['id']} (task {filled.waiting}): {words}"
+    )
+    assert found["free pages"]["level"] == "ok"
+
+
+def test_of_many_malformed_rows_some_are_named(filled: Filled) -> None:
+    """And counted; a name in another script is nothing wrong."""
+    change(filled.path, "UPDATE tasks SET name = 'größe→'")
+    assert look(filled.path, healthy=True)["rows"]["level"] == "ok"
+    change(filled.path, "UPDATE tasks SET enqueued_at = 'then', task_id = task_id || char(10) || 'ok rows'")
+    found = look(filled.path, healthy=False)["rows"]["found"]
+    assert found.startswith("6 hold what sitq does not write: id 1 (task ")
+    assert found.endswith("; and 1 more")
+    assert not any(line.startswith("ok rows") for line in run("doctor", filled.path).output.splitlines())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_advice_is_written_with_what_the_terminal_has(filled: Filled, encoding: str) -> None:
+    """Where there is no arrow, one is made."""
+    filled.path.chmod(0o644)
+    ended = run("doctor", filled.path, encoding=encoding)
+    assert (ended.status, ended.errors) == (0, "")
+    assert any(line.strip().startswith("-> chmod 600") for line in ended.output.splitlines())
 
 
 @pytest.mark.parametrize(

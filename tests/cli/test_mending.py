@@ -9,6 +9,7 @@ import pytest
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskCancelledError, TaskQueue, Worker
 from tests.cli.support import Filled, ask, ask_here, refuse, run
+from tests.cli.test_trouble import change
 from tests.support import rows
 
 
@@ -48,9 +49,36 @@ def test_retry_in_json(filled: Filled) -> None:
 def test_every_failed_task_is_retried(filled: Filled) -> None:
     """And none that was cancelled."""
     found = json.loads(ask("retry", filled.path, "--failed", "--json"))
-    assert found == {"retried": [filled.failed, filled.coloured], "refused": []}
+    assert (set(found["retried"]), found["refused"]) == ({filled.failed, filled.coloured}, [])
     assert statuses(filled)[filled.cancelled] == "cancelled"
     assert ask_here("retry", filled.path, "--failed") == "retried 0 tasks\n"
+
+
+def test_failed_tasks_are_retried_by_their_cause(filled: Filled) -> None:
+    """Those that fit, and no others."""
+    assert ask_here("retry", filled.path, "--failed", "--error", "no such error") == "retried 0 tasks\n"
+    assert ask_here("retry", filled.path, "--failed", "--name", "*:refuse", "--since", "1h") == "retried 1 task\n"
+    assert (statuses(filled)[filled.failed], statuses(filled)[filled.coloured]) == ("pending", "failed")
+
+
+@pytest.mark.parametrize(("command", "status"), [("retry", "pending"), ("cancel", "cancelled")])
+def test_what_was_abandoned_can_be_mended_by_hand(filled: Filled, command: str, status: str) -> None:
+    """A task whose lease is over; its claim is gone, and with it what the run could still record."""
+    change(
+        filled.path,
+        "UPDATE tasks SET status = 'in_progress', claim = 7, attempt = 2, available_at = 1 WHERE task_id = ?",
+        filled.waiting,
+    )
+    assert ask_here(command, filled.path, filled.waiting).endswith(" 1 task\n")
+    (row,) = rows(filled.path, "SELECT status, claim FROM tasks WHERE task_id = ?", filled.waiting)
+    assert row == {"status": status, "claim": None}
+
+
+def test_a_change_needs_the_whole_id(filled: Filled) -> None:
+    """What is enough to look is not enough to change something."""
+    ended = run("cancel", filled.path, filled.waiting[:-1])
+    assert (ended.status, ended.output) == (1, "cancelled 0 tasks\n")
+    assert ended.errors == f"not cancelled: {filled.waiting[:-1]}: there is no such task\n"
 
 
 async def test_a_retried_task_is_run_by_a_worker_that_waits(path: Path) -> None:

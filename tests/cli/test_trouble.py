@@ -1,5 +1,6 @@
 """Files that cannot be used, wrong usage, missing packages: one clear line, and nothing is touched."""
 
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -138,6 +139,10 @@ def test_a_worker_makes_a_missing_file_only_in_a_folder_that_is_there(tmp_path: 
         (["cancel", "queue.db"], "Missing argument"),
         (["list", "queue.db", "--status", "done"], "is not one of"),
         (["list", "queue.db", "--limit", "0"], "--limit"),
+        (["list", "queue.db", "--limit", "99999999999999999999"], "at most 2,147,483,647"),
+        (["list", "queue.db", "--since", "30"], "is not a duration: write 90s, 15m, 2h, 7d or 1w"),
+        (["retry", "queue.db", "--failed", "--error", ""], "must not be empty"),
+        (["retry", "queue.db", "id", "--error", "x"], "--name, --error and --since go with --failed"),
         (["prune", "queue.db"], "Missing option '--older-than'"),
         (["prune", "queue.db", "--older-than", "yesterday"], "is not a duration: write 90s, 15m, 2h, 7d or 1w"),
         (["prune", "queue.db", "--older-than", "9999999d"], "a hundred years"),
@@ -145,6 +150,10 @@ def test_a_worker_makes_a_missing_file_only_in_a_folder_that_is_there(tmp_path: 
         (["worker", "queue.db", "--retention", "30"], "is not a duration: write 90s, 15m, 2h, 7d or 1w"),
         (["watch", "queue.db", "--interval", "0"], "at least 0.05 seconds"),
         (["worker", "queue.db", "--processes", "0"], "--processes"),
+        (["worker", "queue.db", "--concurrency", "99999999999999999999"], "at most 2,147,483,647"),
+        (["worker", "queue.db", "--lease", "0"], "more than 0 seconds"),
+        (["worker", "queue.db", "--import", "my-module"], "is not the name of a module"),
+        (["worker", "queue.db", "--serializer", "myapp"], "is not of the form package.module:attribute"),
         (["worker", "queue.db", "--shutdown-timeout", "soon"], "is not a duration"),
         (["worker", "queue.db", "--retention", "never"], "is not a duration"),
         (["worker", ":memory:"], "cannot be shared with worker processes"),
@@ -214,6 +223,46 @@ def test_a_full_disk_behind_the_output_is_one_line(filled: Filled, unbuffered: s
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "No space left" in ended.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
+@pytest.mark.parametrize("command", ["status", "retry"])
+def test_a_closed_output_is_one_line(filled: Filled, command: str, closed: str) -> None:
+    """Nothing could be said: the status is 1, nothing is done, and nothing is written into the queue file."""
+    words = [*MODULE, command, str(filled.path), *COMMANDS[command]]
+    before = filled.path.read_bytes()
+    ended = subprocess.run(
+        ["sh", "-c", f"{shlex.join(map(str, words))} {closed}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    if "2>&-" not in closed:
+        assert ended.stderr == "Error: the standard output is closed: there is nowhere to write to\n"
+    assert filled.path.read_bytes() == before
+
+
+def test_a_reader_that_goes_away_is_no_trouble(filled: Filled) -> None:
+    """``head`` has read enough: no traceback, whatever is still to be written."""
+    sql = """
+        WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 400)
+        INSERT INTO tasks (task_id, max_attempts, enqueued_at, available_at, payload, name)
+        SELECT n, 5, 1, 1, x'', hex(zeroblob(500)) FROM n
+    """
+    change(filled.path, sql)  # more than a pipe takes
+    command = shlex.join([*map(str, MODULE), "list", str(filled.path), "--limit", "1000"])
+    ended = subprocess.run(
+        ["sh", "-c", f"{command} | head -n 1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert len(ended.stdout.splitlines()) == 1
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_missing_module_of_another_kind_is_not_hidden() -> None:

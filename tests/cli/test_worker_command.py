@@ -10,6 +10,7 @@ import pytest
 
 from sitq import Result, SQLiteBackend, TaskQueue
 from tests.cli.support import (
+    MODULE,
     SCRIPT,
     TASKS,
     RunningWorker,
@@ -223,6 +224,88 @@ async def test_finished_tasks_are_kept_as_long_as_it_is_told(
             assert await queue.get_result(old) is not None
         else:
             await until(lambda: not rows(path, "SELECT 1 FROM tasks WHERE task_id = ?", old))
+
+
+async def test_finished_tasks_are_kept_as_the_application_chose(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """Where the command is not told: an application that keeps them for ever finds them again."""
+    old = await queue.enqueue(ok)
+    await queue.cancel(old)
+    change(path, "UPDATE tasks SET finished_at = 1")
+    async with TaskQueue(SQLiteBackend(path, retention=None)):
+        pass
+    with working(tmp_path, path) as worker:
+        await result_of(queue, await queue.enqueue(ok))
+        worker.process.terminate()
+        assert await worker.ended() == 0
+    assert await queue.get_result(old) is not None
+
+
+async def test_modules_are_imported_before_a_task_is_taken(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
+    """In the order given, and with the serializer that was named; a lease of its own holds."""
+    (tmp_path / "first_of_the_test.py").write_text("loaded = ['first']\n")
+    (tmp_path / "second_of_the_test.py").write_text("from first_of_the_test import loaded\nloaded.append('second')\n")
+    (tmp_path / "tasks_of_the_test.py").write_text(
+        "import sys\n"
+        "from sitq import CloudpickleSerializer\n"
+        "class Other(CloudpickleSerializer):\n"
+        "    format = 'other'\n"
+        "def seen():\n"
+        "    return sys.modules['first_of_the_test'].loaded, format(__name__)\n"
+    )
+    options = ["--import", "first_of_the_test", "--import", "second_of_the_test", "--lease", "5000"]
+    options += ["--serializer", "tasks_of_the_test:Other"]
+    worker = RunningWorker(tmp_path / "worker.log", path, *options, command=MODULE, cwd=tmp_path, env=environment())
+    try:
+        task_id = await queue.enqueue("tasks_of_the_test:seen")
+        assert (await result_of(queue, task_id)).value == (["first", "second"], "tasks_of_the_test")
+        held = await queue.enqueue(wait_for, str(tmp_path / "marker"))
+        await until((tmp_path / "marker.running").exists)
+        found = await queue.get(held)
+        assert found is not None
+        assert found.lease_ends_at is not None
+        assert found.started_at is not None
+        assert (found.lease_ends_at - found.started_at).total_seconds() >= 5000
+        (tmp_path / "marker").touch()
+        worker.process.terminate()
+        assert await worker.ended() == 0
+    finally:
+        worker.end()
+
+
+def test_a_module_that_cannot_be_imported_ends_the_command(path: Path) -> None:
+    """Another process would fail as the first one did: it says so, and is not started again."""
+    ended = run("worker", path, "--import", "no_such_module.at_all", "--processes", 2)
+    assert (ended.status, ended.output) == (1, "")
+    assert "--import no_such_module.at_all: it cannot be imported: ModuleNotFoundError: No module named" in ended.errors
+    assert "said why it cannot work: all of them end" in ended.errors
+    assert "is started again" not in ended.errors
+    assert "Traceback" not in ended.errors
+
+
+def test_a_module_that_raises_shows_where(path: Path, tmp_path: Path) -> None:
+    """For it is the application's own code that has to be mended."""
+    (tmp_path / "raising_of_the_test.py").write_text("def fail():\n    raise RuntimeError('no settings')\nfail()\n")
+    ended = run("worker", path, "--import", "raising_of_the_test", cwd=tmp_path)
+    assert ended.status == 1
+    assert "it cannot be imported: RuntimeError: no settings" in ended.errors
+    assert 'raising_of_the_test.py", line 2, in fail' in ended.errors
+
+
+@pytest.mark.parametrize(
+    ("serializer", "words"),
+    [
+        ("no_such_module:x", "it cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("sitq:nothing", "--serializer sitq:nothing: module 'sitq' has no attribute 'nothing'"),
+        ("json:decoder", "it is no serializer: it needs format, dumps, loads and check_format"),
+    ],
+)
+def test_a_serializer_that_cannot_be_used_starts_nothing(path: Path, serializer: str, words: str) -> None:
+    """It is said once, before the processes are started, and no file is made."""
+    ended = run("worker", path, "--serializer", serializer, "--processes", 4)
+    assert (ended.status, ended.output) == (1, "")
+    assert ended.errors.count(words) == 1
+    assert ", started" not in ended.errors
+    assert not path.exists()
 
 
 async def test_tasks_are_imported_from_the_current_folder(path: Path, tmp_path: Path, queue: TaskQueue) -> None:

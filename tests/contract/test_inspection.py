@@ -43,6 +43,20 @@ class TestCancelsAll(Faulty, InspectContract):
             return task_ids
 
 
+class TestRepeatsPages(Faulty, InspectContract):
+    class kind(SQLiteBackend):
+        async def list(self, *, before=None, **filters):
+            found = await super().list(before=before, **filters)
+            return found or await super().list(**filters) if not before else found[1:]
+
+
+class TestForgetsClaims(Faulty, InspectContract):
+    class kind(SQLiteBackend):
+        async def cancel(self, task_ids):
+            found = await self.show(task_ids[0])
+            return [] if found.status == "in_progress" else await super().cancel(task_ids)
+
+
 class TestPrunesOnce(Faulty, InspectContract):
     class kind(SQLiteBackend):
         async def prune(self, *, older_than):
@@ -50,6 +64,8 @@ class TestPrunesOnce(Faulty, InspectContract):
 '''
 
 FOUND_BY = {
+    "TestRepeatsPages": "test_pages_neither_repeat_nor_leave_out_a_task",
+    "TestForgetsClaims": "test_an_abandoned_task_can_be_cancelled",
     "TestRetriesWhatSucceeded": "test_other_tasks_cannot_be_retried",
     "TestCancelsAll": "test_only_waiting_tasks_can_be_cancelled",
     "TestPrunesOnce": "test_pruning_goes_on_to_the_end",

@@ -19,6 +19,7 @@ from sitq import (
     Worker,
     current_task,
 )
+from sitq.backends.inspect import TaskInfo
 
 SOON = datetime.now(UTC)
 VERSION = assert_type(sitq.__version__, str)
@@ -184,3 +185,11 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
     assert_type(await current_task().queue.enqueue(add, 1), TaskId[int])
     assert_type(current_task().sync_queue, SyncTaskQueue)
     assert_type(current_task().sync_queue.enqueue(fetch, "u"), TaskId[bytes])
+
+
+async def look(queue: TaskQueue, sync: SyncTaskQueue) -> None:
+    """One task's state, and a list that is narrowed."""
+    assert_type(await queue.get("id"), TaskInfo | None)
+    assert_type(sync.get("id"), TaskInfo | None)
+    assert_type(await queue.list("failed", name="a", error="b", since=1.5, before="id"), Sequence[TaskInfo])
+    assert_type(sync.retry(failed=True, since=timedelta(hours=1)), Sequence[str])

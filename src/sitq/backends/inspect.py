@@ -131,7 +131,9 @@ class Inspectable(Protocol):
     """A backend that can be looked into, and whose tasks can be mended.
 
     The rules of :class:`~sitq.Backend` hold here too. Above all, no payload and no result is ever
-    loaded, and one call is one atomic change, except for :meth:`prune`.
+    loaded. One call is one atomic change if it changes at most 500 tasks. What changes more is made of
+    several, in which other callers get their turn: if it is interrupted, the tasks that were changed
+    stay changed, and calling it again does the rest.
     """
 
     async def counts(self) -> Counts:
@@ -142,36 +144,50 @@ class Inspectable(Protocol):
         """Looks at one task; ``None`` where there is no such task."""
         ...
 
-    async def retry(self, task_ids: Sequence[str]) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again, due now, as if they had never been run.
+    async def find_ids(self, prefix: str, *, limit: int) -> Sequence[str]:
+        """Returns the ids that begin with ``prefix``, in their order, up to ``limit`` of them."""
+        ...
 
-        Attempt, error, traceback and the times of the run are forgotten. A run that was thought
-        dead cannot record an outcome for them any more. Workers are woken.
+    async def retry(self, task_ids: Sequence[str]) -> Sequence[str]:
+        """Makes failed, cancelled and abandoned tasks pending again, as if they had never been run.
+
+        They are due now. Attempt, error, traceback and the times of the run are forgotten. Abandoned
+        is a task in progress whose lease is over. A run that was thought dead cannot record an
+        outcome any more. Workers are woken.
 
         Returns:
             The ids of those that are pending again, in the order given. The others do not exist or
-            are neither failed nor cancelled, and are left as they are.
+            are none of the three, and are left as they are.
         """
         ...
 
-    async def retry_failed(self) -> Sequence[str]:
-        """Retries every task that is failed, but none that is cancelled; returns their ids."""
+    async def retry_failed(
+        self, *, name: str | None = None, error: str | None = None, since: float | None = None
+    ) -> Sequence[str]:
+        """Retries every task that is failed and fits; returns their ids, the first to fail first.
+
+        None that is cancelled, and none that fails meanwhile.
+
+        Args:
+            name: As for :meth:`list`.
+            error: As for :meth:`list`.
+            since: As for :meth:`list`.
+        """
         ...
 
     async def cancel(self, task_ids: Sequence[str]) -> Sequence[str]:
-        """Finishes pending tasks without running them; who waits for them is woken.
+        """Finishes pending and abandoned tasks without running them; who waits for them is woken.
+
+        A run that was thought dead cannot record an outcome any more.
 
         Returns:
             The ids of those that are cancelled by this call, in the order given. The others do not
-            exist, are in progress or finished, and are left as they are.
+            exist, are held by a worker or are finished, and are left as they are.
         """
         ...
 
     async def prune(self, *, older_than: float) -> int:
-        """Deletes the tasks that finished more than ``older_than`` seconds ago; returns how many.
-
-        Made of several changes, so that other callers get their turn in between.
-        """
+        """Deletes the tasks that finished more than ``older_than`` seconds ago; returns how many."""
         ...
 
     async def payload_formats(self, mark: bytes) -> Sequence[PayloadFormat]:
@@ -187,11 +203,30 @@ class Inspectable(Protocol):
         ...
 
     # The last one: from here on, `list` is this method to a type checker.
-    async def list(self, *, status: Status | None = None, limit: int = 100) -> Sequence[TaskInfo]:
+    async def list(
+        self,
+        *,
+        status: Status | None = None,
+        limit: int = 100,
+        name: str | None = None,
+        error: str | None = None,
+        since: float | None = None,
+        before: str | None = None,
+    ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
 
         Args:
             status: Only tasks of this status; ``None`` means all, by when they were stored.
             limit: How many to list at most, at least 1.
+            name: Only tasks whose name contains this text; if it holds ``*``, ``?`` or ``[``, it is a
+                pattern for the whole name: any text, any character, or one of ``[abc]`` or not of
+                ``[^abc]``. Case matters.
+            error: Only failed tasks whose error contains this text. Case matters.
+            since: Only tasks that were finished, or else stored, within so many seconds.
+            before: The id of the last task of one page, to list the next one: the tasks that come
+                after it. What is stored or finished meanwhile does not shift them.
+
+        Raises:
+            ValueError: ``before`` is not in this list: it is unknown, or was deleted or retried.
         """
         ...

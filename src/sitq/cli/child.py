@@ -7,15 +7,28 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sitq import BackendError, SQLiteBackend, Worker
+from sitq import (
+    BackendCorruptError,
+    BackendError,
+    BackendReadOnlyError,
+    BackendVersionError,
+    Serializer,
+    SQLiteBackend,
+    Worker,
+)
+from sitq.cli.loading import NotLoadedError, import_modules, load_serializer
 
 logger = logging.getLogger(__name__)
 
 EXIT_GRACE_SECONDS = 1.0
 """How long the interpreter may take to exit after the worker has ended in time."""
+
+UNUSABLE_STATUS = 78
+"""EX_CONFIG of sysexits.h: another process would end as this one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +39,13 @@ class ChildSettings:
         path: The queue file.
         concurrency: The tasks that it runs at the same time.
         shutdown_timeout: Seconds to wait for running tasks when it ends; ``None``: all they take.
-        retention: Seconds that finished tasks are kept; ``None`` keeps them for ever.
+        lease: Seconds after which others may take what it no longer renews.
+        retention: Seconds that finished tasks are kept, or ``"forever"``; ``None`` as was chosen for
+            the file.
+        modules: What it imports before it takes a task.
+        serializer: The import path of the serializer; ``None`` for the default one.
         quiet: Whether it logs warnings only.
+        check: Whether it only sees if the serializer can be loaded.
         label: What it is called in the log.
         lifeline: A descriptor that comes to its end when the supervisor ends or dies; ``None``
             where descriptors cannot be handed on.
@@ -36,8 +54,12 @@ class ChildSettings:
     path: str
     concurrency: int
     shutdown_timeout: float | None
-    retention: float | None
-    quiet: bool
+    lease: float
+    retention: float | str | None
+    modules: Sequence[str] = ()
+    serializer: str | None = None
+    quiet: bool = False
+    check: bool = False
     label: str = "worker"
     lifeline: int | None = None
 
@@ -63,21 +85,39 @@ def add_current_folder() -> None:
 
 
 def main() -> None:
-    """Runs a worker until it is told to stop; the status is 1 where the file cannot be used."""
+    """Runs a worker until it is told to stop; the status is 1 where the file cannot be used.
+
+    It is 78 if that will not change by trying again.
+    """
     settings = ChildSettings(**json.loads(sys.argv[1]))
     configure_logging(settings.label, quiet=settings.quiet)
     add_current_folder()
     try:
-        asyncio.run(_serve(settings))
+        if not settings.check:
+            import_modules(settings.modules)
+        serializer = None if settings.serializer is None else load_serializer(settings.serializer)
+        if not settings.check:
+            asyncio.run(_serve(settings, serializer))
+    except (NotLoadedError, BackendReadOnlyError, BackendCorruptError, BackendVersionError) as error:
+        reason = error.__cause__ if isinstance(error, NotLoadedError) else None
+        if isinstance(reason, ModuleNotFoundError | SystemExit):  # which say it all
+            reason = None
+        logger.error("%s", error, exc_info=reason)  # else it is the application's own code that is to be mended
+        sys.exit(UNUSABLE_STATUS)
     except BackendError as error:
         logger.error("%s", error)
         sys.exit(1)
 
 
-async def _serve(settings: ChildSettings) -> None:
+async def _serve(settings: ChildSettings, serializer: Serializer | None) -> None:
+    kept: dict[str, Any] = {}
+    if settings.retention is not None:
+        kept["retention"] = None if settings.retention == "forever" else settings.retention
     worker = Worker(
-        SQLiteBackend(settings.path, retention=settings.retention),
+        SQLiteBackend(settings.path, **kept),
+        serializer,
         max_concurrency=settings.concurrency,
+        lease=settings.lease,
         shutdown_timeout=settings.shutdown_timeout,
     )
     with _stopped_with_supervisor(worker, settings.lifeline):

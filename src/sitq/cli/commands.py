@@ -3,81 +3,27 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from sitq import BackendError, SQLiteBackend
-from sitq.backends.inspect import Inspectable
-from sitq.cli import render
+from sitq import BackendError, BackendReadOnlyError, SQLiteBackend
+from sitq.backends.inspect import Inspectable, TaskDetails
+from sitq.cli import options, render
 from sitq.cli.child import ChildSettings, configure_logging
 from sitq.cli.doctor import examine
-from sitq.cli.durations import parse_duration
-from sitq.cli.supervisor import Supervisor, logger
+from sitq.cli.opening import ask
+from sitq.cli.options import IDS, JSON, NARROWING, PATH
+from sitq.cli.supervisor import Supervisor, check, logger
 from sitq.cli.watch import watch as watch_backend
-from sitq.models import Status
 
 type Refused = dict[str, str | None]
 """The status of each task that was left as it is; ``None`` where there is no such task."""
 
-
-def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Turns the value of an option into seconds, or ends with a usage error."""
-    try:
-        return None if value is None else parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def age(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """Turns the value of an option that deletes what is older into seconds: it needs a unit."""
-    try:
-        return parse_duration(value, unit=None)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def retention_seconds(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
-    """Turns the value of an option into seconds, ``forever`` into ``None``."""
-    return None if value == "forever" else age(ctx, param, value)
-
-
-def pause(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
-    """Turns the value of an option into seconds that are long enough for others to get a turn."""
-    found = seconds(ctx, param, value)
-    if found is not None and found < SHORTEST_PAUSE_SECONDS:
-        raise click.BadParameter(f"at least {SHORTEST_PAUSE_SECONDS} seconds: each look reads every row")
-    return found
-
-
-SHORTEST_PAUSE_SECONDS = 0.05
-
-PATH = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
-IDS = click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def ask[T](path: Path, question: Callable[[Inspectable], Awaitable[T]]) -> T:
-    """Opens an existing file, asks, and closes it; what is wrong with it becomes one line."""
-    # SQLite would make a missing file, and sitq takes an empty one for its own.
-    if not os.path.isfile(path):
-        raise click.ClickException(f"{path}: {'it is a folder' if os.path.isdir(path) else 'there is no such file'}")
-    if not os.path.getsize(path):
-        raise click.ClickException(f"{path}: the file is empty; nothing was enqueued into it yet")
-
-    async def answer() -> T:
-        backend = SQLiteBackend(path, retention=None)
-        await backend.connect()
-        try:
-            return await question(backend)
-        finally:
-            await backend.close()
-
-    try:
-        return asyncio.run(answer())
-    except BackendError as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
+MOST_NAMED = 5
+"""How many ids an error names."""
 
 
 class InOrder(click.Group):
@@ -90,13 +36,16 @@ class InOrder(click.Group):
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sitq", message="%(prog)s %(version)s")
-def root() -> None:
+@click.pass_context
+def root(ctx: click.Context) -> None:
     """Run workers on a queue file, look into it, and mend what is in it.
 
     PATH is the SQLite file that was given to SQLiteBackend. Only a worker
     makes a file that is missing; the other commands say so and end with
     status 1. No command but a worker loads a pickle.
     """
+    if sys.stdout is None and ctx.invoked_subcommand != "worker":  # before anything is changed
+        raise click.ClickException("the standard output is closed: there is nowhere to write to")
 
 
 @root.command()
@@ -104,6 +53,7 @@ def root() -> None:
 @click.option(
     "--concurrency",
     type=click.IntRange(1),
+    callback=options.count,
     default=10,
     metavar="N",
     show_default=True,
@@ -111,7 +61,7 @@ def root() -> None:
 )
 @click.option(
     "--processes",
-    type=click.IntRange(1),
+    type=click.IntRange(1, options.MOST_PROCESSES),
     default=1,
     metavar="N",
     show_default=True,
@@ -119,23 +69,42 @@ def root() -> None:
 )
 @click.option(
     "--shutdown-timeout",
-    callback=seconds,
+    callback=options.seconds,
     metavar="S",
     help="Seconds that running tasks get when the worker is to end; then they are given back to "
     "the queue. Without it, as long as they take.",
 )
 @click.option(
-    "--retention",
-    callback=retention_seconds,
-    default="7d",
-    metavar="AGE",
+    "--lease",
+    callback=options.lease,
+    default="30",
+    metavar="S",
     show_default=True,
-    help="How long finished tasks are kept, or `forever`.",
+    help="Seconds after which another worker takes over what this one no longer renews.",
+)
+@click.option(
+    "--retention",
+    callback=options.retention_seconds,
+    metavar="AGE",
+    help="How long finished tasks are kept, or `forever`. Without it, as the application chose with "
+    "SQLiteBackend(retention=), or else 7d.",
+)
+@click.option(
+    "--import",
+    "modules",
+    callback=options.modules,
+    multiple=True,
+    metavar="MODULE",
+    help="Import this before the first task is taken; may be given again.",
+)
+@click.option(
+    "--serializer",
+    callback=options.import_path,
+    metavar="MODULE:ATTRIBUTE",
+    help="The serializer of the application, or what makes it.",
 )
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
-def worker(
-    path: Path, concurrency: int, processes: int, shutdown_timeout: float | None, retention: float | None, quiet: bool
-) -> None:
+def worker(path: Path, processes: int, quiet: bool, **settings: Any) -> None:
     """Run tasks until SIGTERM or SIGINT (Ctrl-C).
 
     Functions are imported from the installed packages and from the current
@@ -151,19 +120,25 @@ def worker(
     configure_logging("supervisor", quiet=quiet)
     path = path.absolute()
     is_new = not os.path.exists(path)
-    folder = os.getcwd()
+    child = ChildSettings(str(path), quiet=quiet, **settings)
 
     async def run() -> int:
-        # Before the processes are: what is wrong with the file is said once, and by this one.
+        # Before the processes are: what is wrong is said once, and by this one.
+        if child.serializer is not None and not await check(child):
+            return 1
         backend = SQLiteBackend(path)
         await backend.connect()
         try:
             await backend.list(limit=1)
         finally:
             await backend.close()
-        logger.info("%s %s, tasks are imported from %s", "made" if is_new else "working on", path, folder)
-        settings = ChildSettings(str(path), concurrency, shutdown_timeout, retention, quiet)
-        return await Supervisor(settings, processes).run()
+        if not os.access(path, os.W_OK):
+            raise BackendReadOnlyError(
+                f"{path}: this user cannot write it, which a worker has to: give this user the right to, or run the "
+                "worker as the one who owns it"
+            )
+        logger.info("%s %s, tasks are imported from %s", "made" if is_new else "working on", path, os.getcwd())
+        return await Supervisor(child, processes).run()
 
     try:
         status = asyncio.run(run())
@@ -177,27 +152,49 @@ def worker(
 @JSON
 def status(path: Path, as_json: bool) -> None:
     """Show how many tasks there are of each status."""
+    # As it was found: opening it makes a -wal file, and closing it deletes that.
+    size, wal = options.sizes(path)
     counts = ask(path, lambda backend: backend.counts())
-    size = os.path.getsize(path)
     if as_json:
-        render.show_json({"path": os.path.realpath(path), "file_bytes": size, **render.as_json(counts)})
+        sizes = {"file_bytes": size, "wal_bytes": wal}
+        render.show_json({"path": os.path.realpath(path), **sizes, **render.as_json(counts)})
     else:
-        render.show(f"{path}   {render.file_size(size)}", "", render.counts(counts))
+        beside = f", and {render.file_size(wal)} in its -wal file" if wal else ""
+        render.show(f"{render.line(str(path))}   {render.file_size(size)}{beside}", "", render.counts(counts))
 
 
 @root.command("list")
 @PATH
 @click.option("--status", type=click.Choice(render.STATUSES), help="Only tasks of this status.")
-@click.option("--limit", type=click.IntRange(1), default=20, metavar="N", show_default=True, help="How many at most.")
+@NARROWING
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    callback=options.count,
+    default=20,
+    metavar="N",
+    show_default=True,
+    help="How many at most.",
+)
+@click.option(
+    "--before", callback=options.text, metavar="ID", help="Go on after this task, the last one of the page before."
+)
 @JSON
-def list_(path: Path, status: Status | None, limit: int, as_json: bool) -> None:
+def list_(path: Path, as_json: bool, **filters: Any) -> None:
     """List tasks, the newest first.
 
     With a status that is final, the newest are those that were finished last;
     else those that were enqueued last. AGE is how long a task has been in its
     status, or, for one that is not due yet, how long it will be.
     """
-    tasks = ask(path, lambda backend: backend.list(status=status, limit=limit))
+
+    async def question(backend: Inspectable) -> Sequence[Any]:
+        try:
+            return await backend.list(**filters)
+        except ValueError as error:  # there is no such task to begin after
+            raise click.ClickException(render.line(str(error))) from error
+
+    tasks = ask(path, question)
     if as_json:
         render.show_json([render.as_json(task) for task in tasks])
     else:
@@ -209,10 +206,13 @@ def list_(path: Path, status: Status | None, limit: int, as_json: bool) -> None:
 @click.argument("task_id", metavar="ID")
 @JSON
 def show(path: Path, task_id: str, as_json: bool) -> None:
-    """Show one task: times, attempts, error and remote traceback."""
-    task = ask(path, lambda backend: backend.show(task_id))
+    """Show one task: times, attempts, error and remote traceback.
+
+    The beginning of an ID is enough if no other id begins so.
+    """
+    task = ask(path, lambda backend: find(backend, task_id))
     if task is None:
-        raise click.ClickException(f"{path}: there is no task {render.printable(task_id)}")
+        raise click.ClickException(f"{path}: there is no task {render.line(task_id)}")
     if as_json:
         render.show_json(render.as_json(task))
     else:
@@ -222,24 +222,28 @@ def show(path: Path, task_id: str, as_json: bool) -> None:
 @root.command()
 @PATH
 @click.argument("task_ids", metavar="ID... | --failed", nargs=-1)
-@click.option("--failed", is_flag=True, help="Every failed task.")
+@click.option("--failed", is_flag=True, help="Every failed task, or those of them that fit what follows.")
+@NARROWING
 @JSON
-def retry(path: Path, task_ids: tuple[str, ...], failed: bool, as_json: bool) -> None:
+def retry(path: Path, task_ids: tuple[str, ...], failed: bool, as_json: bool, **filters: Any) -> None:
     """Run failed or cancelled tasks again, from their first attempt.
 
-    Give the ids of tasks, or --failed for every task that is failed. They are
-    due at once; their error and traceback are forgotten.
+    Give the whole ids of tasks, or --failed for every task that is failed.
+    They are due at once; their error and traceback are forgotten. A task that
+    was abandoned, because its worker is gone, can be retried by its id, too.
     """
     if failed is bool(task_ids):
         raise click.UsageError("give the ids of tasks, or --failed")
+    if task_ids and any(value is not None for value in filters.values()):
+        raise click.UsageError("--name, --error and --since go with --failed")
 
     async def question(backend: Inspectable) -> tuple[Sequence[str], Refused]:
         if failed:
-            return await backend.retry_failed(), {}
+            return await backend.retry_failed(**filters), {}
         done = await backend.retry(unique(task_ids))
         return done, await refused(backend, task_ids, done)
 
-    tell("retried", *ask(path, question), as_json=as_json)
+    tell("retried", *ask(path, question, changes=True), as_json=as_json)
 
 
 @root.command()
@@ -250,21 +254,22 @@ def cancel(path: Path, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel waiting tasks.
 
     They are finished without being run, and whoever waits for their result
-    learns it at once. A task that is running cannot be cancelled.
+    learns it at once. A task that is running cannot be cancelled, unless it
+    was abandoned: its worker is gone, and its lease is over.
     """
 
     async def question(backend: Inspectable) -> tuple[Sequence[str], Refused]:
         done = await backend.cancel(unique(task_ids))
         return done, await refused(backend, task_ids, done)
 
-    tell("cancelled", *ask(path, question), as_json=as_json)
+    tell("cancelled", *ask(path, question, changes=True), as_json=as_json)
 
 
 @root.command()
 @PATH
 @click.option(
     "--older-than",
-    callback=age,
+    callback=options.age,
     required=True,
     metavar="AGE",
     help="How long ago they must have finished: 90s, 15m, 2h, 7d, 1w.",
@@ -277,7 +282,7 @@ def prune(path: Path, older_than: float, as_json: bool) -> None:
     their retention, which is a week unless told otherwise. The file does not
     shrink: new tasks use the room.
     """
-    pruned = ask(path, lambda backend: backend.prune(older_than=older_than))
+    pruned = ask(path, lambda backend: backend.prune(older_than=older_than), changes=True)
     if as_json:
         render.show_json({"pruned": pruned})
     else:
@@ -286,7 +291,9 @@ def prune(path: Path, older_than: float, as_json: bool) -> None:
 
 @root.command()
 @PATH
-@click.option("--interval", callback=pause, default="1s", metavar="S", show_default=True, help="How often to look.")
+@click.option(
+    "--interval", callback=options.pause, default="1s", metavar="S", show_default=True, help="How often to look."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
 def watch(path: Path, interval: float, as_json: bool) -> None:
     """Watch counts, rates and what is running.
@@ -317,6 +324,18 @@ def doctor(path: Path, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
+async def find(backend: Inspectable, task_id: str) -> TaskDetails | None:
+    """Looks at the task of this id, or at the only one whose id begins so."""
+    found = await backend.show(task_id)
+    if found is not None or not task_id:
+        return found
+    ids = await backend.find_ids(task_id, limit=MOST_NAMED + 1)
+    if len(ids) > 1:
+        named = ", ".join(map(render.line, ids[:MOST_NAMED])) + (", …" if len(ids) > MOST_NAMED else "")
+        raise click.ClickException(f"several ids begin with {render.line(task_id)}: {named}; give more of it")
+    return await backend.show(ids[0]) if ids else None
+
+
 def unique(task_ids: Iterable[str]) -> Sequence[str]:
     """Returns each id once, in order."""
     return list(dict.fromkeys(task_ids))
@@ -342,7 +361,7 @@ def tell(done: str, task_ids: Sequence[str], left: Refused, *, as_json: bool) ->
         render.show(f"{done} {count(len(task_ids))}")
         for task_id, status in left.items():
             why = "there is no such task" if status is None else f"it is {status}"
-            click.echo(f"not {done}: {render.printable(task_id)}: {why}", err=True)
+            click.echo(f"not {done}: {render.line(task_id)}: {why}", err=True)
     sys.exit(1 if left else 0)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +20,14 @@ from sitq.models import Status
 STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
 STYLES = {"pending": "cyan", "in_progress": "blue", "success": "green", "failed": "red", "cancelled": "yellow"}
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
-WIDTH_WITHOUT_TERMINAL = 10_000
+WIDTH_WITHOUT_TERMINAL = 1_000_000
 """So that nothing is cut or wrapped in what another program reads."""
+
+INDENT = 2
+"""What a task has written stands to the right of what sitq says: it cannot pass for that."""
+
+LINES_OF_AN_ERROR = 3
+"""How many lines of a terminal an error may take in a list; ``show`` has all of it."""
 
 
 def console() -> Console:
@@ -58,10 +66,24 @@ def _plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Returns text of a task's that cannot give orders to a terminal."""
+    """Returns text of a task's that cannot give orders to a terminal; it may have several lines."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def line(text: str) -> str:
+    """Returns the same in one line: what ends a line is written out, so that it cannot pass for another one."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def can_encode(text: str) -> bool:
+    """Whether the standard output has the characters of ``text``."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def file_size(size: int) -> str:
@@ -101,33 +123,55 @@ def _abandoned(found: Counts) -> str:
 
 
 def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
-    """A table with a task in each row; under the name of one that failed stands its error."""
+    """A line for each task; below one that failed stands its error, in all the room there is.
+
+    If a name does not fit beside the rest, all of them stand below, too.
+    """
     if not tasks:
         return Text("no tasks")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("TASK", no_wrap=True, min_width=32)
-    table.add_column("STATUS", no_wrap=True, min_width=9)
-    table.add_column("ATTEMPT", no_wrap=True, min_width=7)
-    table.add_column("AGE", no_wrap=True, min_width=4)
-    table.add_column("NAME")  # the one that gives way in a narrow terminal
-    now = datetime.now(UTC)
-    for task in tasks:
-        what = Text(printable(task.name), no_wrap=True, overflow="ellipsis")
+    out, now = console(), datetime.now(UTC)
+    rows = [("TASK", "STATUS", "ATTEMPT", "AGE")]
+    rows += [(line(task.task_id), task.status, f"{task.attempt}/{task.max_attempts}", age(task, now)) for task in tasks]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    room = out.width - sum(widths) - 2 * len(widths)
+    names = ["NAME", *(line(task.name) for task in tasks)]
+    beside = max(map(cell_len, names)) <= room
+    lines = [_row(rows[0], widths, names[0] if beside else "", "bold")]
+    if not beside:
+        lines.append(Text(" " * INDENT + names[0], "bold"))
+    for task, row, name in zip(tasks, rows[1:], names[1:], strict=True):
+        lines.append(_row(row, widths, name if beside else "", STYLES[task.status]))
+        if not beside:
+            lines.append(Text(" " * INDENT + name, no_wrap=True, overflow="ellipsis"))
         if task.error is not None:
-            what.append("\n" + _first_line(task.error), "red")
-        table.add_row(
-            Text(printable(task.task_id)),
-            Text(task.status, STYLES[task.status]),
-            f"{task.attempt}/{task.max_attempts}",
-            age(task, now),
-            what,
-        )
-    return table
+            lines += _error(line(task.error.strip()), out)
+    return Group(*lines)
 
 
-def _first_line(text: str) -> str:
-    lines = printable(text).strip().splitlines()
-    return lines[0] if lines else ""
+def _row(row: Sequence[str], widths: Sequence[int], name: str, style: str) -> Text:
+    cells = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)]
+    found = Text("  ".join([*cells, name]).rstrip(), no_wrap=True, overflow="ellipsis")
+    start = widths[0] + 2
+    if row[0] == "TASK":
+        found.stylize(style)
+    else:
+        found.stylize(style, start, start + widths[1])
+    return found
+
+
+def _error(error: str, out: Console) -> Iterable[Text]:
+    if not out.is_terminal:
+        return [Text(" " * 2 * INDENT + error, "red", no_wrap=True, overflow="ignore")]
+    width = max(out.width - 2 * INDENT, 1)
+    found = list(Text(error, "red").wrap(out, width))
+    if len(found) > LINES_OF_AN_ERROR:
+        found = found[:LINES_OF_AN_ERROR]
+        found[-1].truncate(width - 1)
+        found[-1].append("…")
+    for each in found:
+        each.rstrip()
+        each.pad_left(2 * INDENT)
+    return found
 
 
 def age(task: TaskInfo, now: datetime) -> str:
@@ -142,21 +186,21 @@ def details(task: TaskDetails) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=9, style="dim")
     table.add_column(overflow="fold")
-    table.add_row("task", Text(printable(task.task_id), "bold"))
-    table.add_row("name", Text(printable(task.name)))
+    table.add_row("task", Text(line(task.task_id), "bold"))
+    table.add_row("name", Text(line(task.name)))
     table.add_row("status", Text(task.status, STYLES[task.status]))
     table.add_row("attempt", f"{task.attempt} of {task.max_attempts}")
     now = datetime.now(UTC)
     for name, moment in _moments(task):
         table.add_row(name, _moment(moment, now))
-    table.add_row("payload", f"{task.payload_bytes:,} bytes, {printable(task.format) or 'format unknown'}")
+    table.add_row("payload", f"{task.payload_bytes:,} bytes, {line(task.format) or 'format unknown'}")
     if task.result_bytes is not None:
         table.add_row("result", f"{task.result_bytes:,} bytes")
     if task.error is not None:
         table.add_row("error", Text(printable(task.error), "red"))
     if task.traceback is None:
         return table
-    return Group(table, Text(), Text(printable(task.traceback).rstrip()))
+    return Group(table, Text(), Padding(Text(printable(task.traceback).rstrip()), (0, 0, 0, INDENT), expand=False))
 
 
 def _moments(task: TaskInfo) -> Iterable[tuple[str, datetime]]:
@@ -182,9 +226,10 @@ def findings(found: Sequence[Finding]) -> RenderableType:
     table.add_column(min_width=5)
     table.add_column(min_width=13)
     table.add_column(overflow="fold")
+    arrow = "→" if can_encode("→") else "->"
     for finding in found:
-        what = Text(printable(finding.found))
+        what = Text(line(finding.found))
         if finding.advice is not None:
-            what.append(f"\n→ {finding.advice}", "bold")
+            what.append(f"\n{arrow} {finding.advice}", "bold")
         table.add_row(Text(finding.level, LEVEL_STYLES[finding.level]), finding.name, what)
     return table

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from sitq.cli.child import ChildSettings
+from sitq.cli.child import UNUSABLE_STATUS, ChildSettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,10 @@ class Supervisor:
                 # Killed by the SIGTERM that systemd sends to all of a service: it had not come so
                 # far as to take a task.
                 return status in (0, -signal.SIGTERM)
+            if status == UNUSABLE_STATUS:
+                logger.error("%s said why it cannot work: all of them end", settings.label)
+                self._stop_all()
+                return False
             if time.monotonic() - started >= STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             logger.warning("%s is started again in %.1f s", settings.label, pause)
@@ -88,6 +92,9 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         logger.info("received %s: the workers finish what they have in hand", signal.Signals(number).name)
+        self._stop_all()
+
+    def _stop_all(self) -> None:
         self._stopping.set()
         # Not a signal: systemd sends one to each process of a service, and a worker takes the second
         # one that it gets for the order to die.
@@ -151,6 +158,17 @@ class Lifeline:
         self.cut()
         if self.reading is not None:
             os.close(self.reading)
+
+
+async def check(settings: ChildSettings) -> bool:
+    """Whether a worker process could load what it is told to; else it has said why.
+
+    In a process of its own: an application's module may open files and start threads, of which the
+    supervisor has no use.
+    """
+    settings = dataclasses.replace(settings, label="supervisor", check=True)
+    child = await asyncio.create_subprocess_exec(*settings.command(), stdin=asyncio.subprocess.DEVNULL)
+    return await child.wait() == 0
 
 
 async def _start(settings: ChildSettings) -> asyncio.subprocess.Process:

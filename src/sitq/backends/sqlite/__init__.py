@@ -17,6 +17,7 @@ from sitq._checks import check_count, check_seconds
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Connection, Durability, Job
 from sitq.backends.sqlite.inspection import Inspection
+from sitq.backends.sqlite.settings import settle_retention
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
 from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim, now_seconds
@@ -51,7 +52,9 @@ class SQLiteBackend(Inspection):
             a power cut. ``"normal"``: a power cut may drop the newest commits, enqueued tasks
             included. None of them can damage the file.
         retention: How long a finished task is kept, as a ``timedelta`` or in seconds; ``None``
-            keeps it for ever. Workers prune in small batches.
+            keeps it for ever. Workers prune in small batches. What is given is stored in the file,
+            when it is opened, and holds for workers that are not given any; left out, it is what was
+            stored last, or else a week.
         busy_timeout: Seconds to wait for the write lock before a call gives up with
             :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
         max_payload_bytes: The largest payload or result, in bytes.
@@ -74,6 +77,7 @@ class SQLiteBackend(Inspection):
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
+        self._retention_chosen = retention is not DEFAULT_RETENTION
         if isinstance(retention, timedelta):
             retention = retention.total_seconds()
         path = os.fspath(path)
@@ -83,7 +87,7 @@ class SQLiteBackend(Inspection):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        self._retention_micros = 0 if retention is None else _micros(check_seconds("retention", retention))
+        self._retention = None if retention is None else _micros(check_seconds("retention", retention))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
@@ -92,7 +96,7 @@ class SQLiteBackend(Inspection):
         self._lock = threading.Lock()
         self._users = 0
         self._connection: Connection | None = None
-        self._prune_at = math.inf if retention is None else 0.0  # on the monotonic clock
+        self._retention_micros, self._prune_at = 0, math.inf  # on the monotonic clock; as the file has it, once open
         self._more_is_due = False
         _forks.begin_anew_in_child(self._begin_in_child)
 
@@ -126,10 +130,14 @@ class SQLiteBackend(Inspection):
                 )
             connection = self._connection
         try:
-            await connection.call(Job(lambda *_: None))  # the first job opens the file
+            # The first job opens the file.
+            kept = await connection.call(
+                Job(lambda sqlite, *_: settle_retention(sqlite, self._retention, chosen=self._retention_chosen))
+            )
         except BaseException:
             await self.close()
             raise
+        self._retention_micros, self._prune_at = kept or 0, math.inf if kept is None else 0.0
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sitq.backends.inspect import Finding
+from sitq.backends.sqlite import contents
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -56,11 +57,15 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
     findings = [sqlite_version(sqlite3.sqlite_version_info)]
     if path != ":memory:":
         mode = file_mode(os.stat(path).st_mode, writable=os.access(path, os.W_OK))
-        findings += [file_system(path, _mounts()), mode, journal_mode(connection)]
+        folder = os.path.dirname(path)
+        around = folder_mode(os.stat(folder).st_mode, writable=os.access(folder, os.W_OK))
+        findings += [file_system(path, _mounts()), mode, around, journal_mode(connection)]
     findings.append(integrity(connection))
     for name, examination in (
         ("leases", lambda connection: leases(connection, now)),
         ("waiting tasks", lambda connection: waiting(connection, now)),
+        ("failures", lambda connection: contents.failures(connection, now)),
+        ("rows", contents.rows),
         ("free pages", free_pages),
     ):
         findings.append(_examined(name, examination, connection))
@@ -159,6 +164,28 @@ def file_mode(mode: int, *, writable: bool) -> Finding:
         return Finding("file mode", "wrong", f"{text}: every user can write it", advice)
     others = "every user can read it" if mode & stat.S_IROTH else "its group can use it"
     return Finding("file mode", "note", f"{text}: {others}", advice)
+
+
+def folder_mode(mode: int, *, writable: bool) -> Finding:
+    """Says who besides its owner can put something in the place of the file, or of its -wal file."""
+    text = stat.filemode(mode)
+    if os.name != "posix":
+        return Finding("folder mode", "ok", text)
+    if not writable:
+        return Finding(
+            "folder mode",
+            "wrong",
+            f"{text}: this user cannot make files in it, and SQLite needs a -wal file beside the queue file",
+            "run sitq as the user who owns it, or give this one the right to write in the folder",
+        )
+    advice = "move the file to a folder that only its users can write in: what they put there can run code in workers"
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return Finding("folder mode", "wrong", f"{text}: every user can replace the file", advice)
+    if mode & stat.S_IWOTH:
+        return Finding("folder mode", "wrong", f"{text}: every user can put a -wal file beside the file", advice)
+    if mode & stat.S_IWGRP:
+        return Finding("folder mode", "note", f"{text}: its group can replace the file", advice)
+    return Finding("folder mode", "ok", f"{text}, for its owner only to write in")
 
 
 def journal_mode(connection: sqlite3.Connection) -> Finding:

@@ -1,54 +1,21 @@
 """Looking into the file, and mending what is in it: what ``SQLiteBackend`` offers as ``Inspectable``.
 
-Beside the hot path: the changes are operations of their own on the view ``change``, whose triggers
-a connection gets at the first of these calls. Each call looks first, in a hop that takes no lock,
-and then changes what it found, in one transaction; what has changed in between is refused.
+Beside the hot path. How tasks are searched stands in ``listing``, how they are changed in ``mending``.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from sitq.backends.inspect import Counts, Finding, PayloadFormat, TaskDetails, TaskInfo
-from sitq.backends.sqlite import examination
-from sitq.backends.sqlite.connection import Connection, Job
-from sitq.backends.sqlite.statements import STATUSES, Notes, Row
+from sitq.backends.sqlite import examination, mending
+from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.listing import Connected, Query, decoded, walk
+from sitq.backends.sqlite.statements import STATUSES, Row
 from sitq.errors import BackendCorruptError
-from sitq.models import FINISHED, Status, from_micros, new_claim
+from sitq.models import Status, from_micros
 
-PRUNED_PER_CHANGE = 500
 MINUTE_MICROS = 60_000_000
-
-_NOTE_REFUSAL = "INSERT INTO note SELECT 'refused', NEW.key, NEW.claim WHERE changes() = 0;"
-
-# key is the task's id, or how many to delete at most; claim is a token of the call, by which it
-# finds its notes among those of others.
-_OPERATIONS = {
-    "retry": f"""
-        UPDATE tasks SET status = 'pending', attempt = 0, available_at = NEW.now, started_at = NULL,
-            finished_at = NULL, claim = NULL, result = NULL, error = NULL, traceback = NULL
-            WHERE task_id = NEW.key AND status IN ('failed', 'cancelled');
-        {_NOTE_REFUSAL}
-    """,
-    "cancel": f"""
-        UPDATE tasks SET status = 'cancelled', finished_at = NEW.now
-            WHERE task_id = NEW.key AND status = 'pending' AND finished_at IS NULL;
-        {_NOTE_REFUSAL}
-    """,
-    "sweep": """
-        DELETE FROM tasks WHERE id IN (
-            SELECT id FROM tasks INDEXED BY tasks_finished
-                WHERE finished_at IS NOT NULL AND finished_at < NEW.at LIMIT NEW.key);
-        INSERT INTO note SELECT 'swept', changes(), NEW.claim;
-    """,
-}
-
-_CAN = {
-    "retry": "SELECT 1 FROM tasks WHERE task_id = ? AND status IN ('failed', 'cancelled')",
-    "cancel": "SELECT 1 FROM tasks WHERE task_id = ? AND status = 'pending' AND finished_at IS NULL",
-}
-_CAN_SWEEP = "SELECT 1 FROM tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL AND finished_at < ? LIMIT 1"
-_FAILED = "SELECT task_id FROM tasks WHERE status = 'failed' ORDER BY id"
 
 # One pass over the rows, and no grouping, which would sort them. The columns stand in a row before
 # the payload, so that no page of a large one is read.
@@ -72,23 +39,9 @@ _OLDEST = 7  # which of them is a time
 _INFO = """task_id, name, status, attempt, max_attempts, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
     started_at, finished_at"""
-_LIST_ALL = f"SELECT {_INFO} FROM tasks ORDER BY id DESC LIMIT ?"
-# Two indexes hold the live rows, by whether their next attempt is an ordinary one (see schema.py).
-_LIST_LIVE = f"""
-    SELECT {_INFO} FROM tasks WHERE id IN (
-        SELECT id FROM tasks INDEXED BY tasks_due
-            WHERE finished_at IS NULL AND max_attempts > attempt + 1 AND status = ?1
-        UNION ALL
-        SELECT id FROM tasks INDEXED BY tasks_last
-            WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND status = ?1
-        ORDER BY id DESC LIMIT ?2)
-    ORDER BY id DESC
-"""
-_LIST_FINISHED = f"""
-    SELECT {_INFO} FROM tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL AND status = ?
-    ORDER BY finished_at DESC, id DESC LIMIT ?
-"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"
+# By the index of the ids. Nothing that can stand in an id sorts behind the last character.
+_IDS = "SELECT task_id FROM tasks WHERE task_id >= ?1 AND task_id < ?1 || char(1114111) ORDER BY task_id LIMIT ?2"
 _FORMATS = """
     SELECT format, count(*), sum(instr(payload, ?) > 0) FROM tasks WHERE finished_at IS NULL
     GROUP BY format ORDER BY format
@@ -101,7 +54,7 @@ class _Backend(Protocol):
     @property
     def _path(self) -> str: ...
 
-    def _connected(self) -> Connection: ...
+    def _connected(self) -> Connected: ...
 
 
 class Inspection:
@@ -119,27 +72,30 @@ class Inspection:
         """
         return await self._connected().call(Job(lambda connection, *_: _show(connection, task_id)))
 
-    async def retry(self: _Backend, task_ids: Sequence[str]) -> Sequence[str]:
-        """Makes failed and cancelled tasks pending again, due now; returns the ids of those."""
-        return await _change(self, "retry", task_ids)
+    async def find_ids(self: _Backend, prefix: str, *, limit: int) -> Sequence[str]:
+        """Returns the ids that begin with ``prefix``, in their order, up to ``limit`` of them."""
+        return await self._connected().call(Job(lambda connection, *_: _ids(connection, prefix, limit)))
 
-    async def retry_failed(self: _Backend) -> Sequence[str]:
-        """Retries every task that is failed; returns their ids."""
-        # The rows are read outside of the transaction: what fails meanwhile may wait for the next
-        # call, and the write lock is held for no longer than the changes take.
-        failed = await self._connected().call(Job(lambda connection, *_: connection.execute(_FAILED).fetchall()))
-        return await _change(self, "retry", [task_id for (task_id,) in failed])
+    async def retry(self: _Backend, task_ids: Sequence[str]) -> Sequence[str]:
+        """Makes tasks pending again, due now; returns the ids of those. 500 in a transaction."""
+        return await mending.change(self._connected(), "retry", task_ids)
+
+    async def retry_failed(
+        self: _Backend, *, name: str | None = None, error: str | None = None, since: float | None = None
+    ) -> Sequence[str]:
+        """Retries every task that is failed and fits; returns their ids. 500 in a transaction."""
+        # What fails meanwhile may wait for the next call: a task that fails at once would never let it end.
+        connection = self._connected()
+        rows = await walk(connection, Query("failed", name, error, since), "task_id")
+        return await mending.change(connection, "retry", [task_id for (task_id,) in reversed(rows)])
 
     async def cancel(self: _Backend, task_ids: Sequence[str]) -> Sequence[str]:
-        """Finishes pending tasks without running them; returns the ids of those."""
-        return await _change(self, "cancel", task_ids)
+        """Finishes tasks without running them; returns the ids of those. 500 in a transaction."""
+        return await mending.change(self._connected(), "cancel", task_ids)
 
     async def prune(self: _Backend, *, older_than: float) -> int:
-        """Deletes the tasks that finished more than ``older_than`` seconds ago, 500 in a change."""
-        connection, micros, pruned = self._connected(), int(older_than * 1_000_000), 0
-        while await connection.call(Job(lambda sqlite, now, _: _can_sweep(sqlite, now - micros))):
-            pruned += await connection.call(_sweeping(micros))
-        return pruned
+        """Deletes the tasks that finished more than ``older_than`` seconds ago, 500 in a transaction."""
+        return await mending.prune(self._connected(), int(older_than * 1_000_000))
 
     async def payload_formats(self: _Backend, mark: bytes) -> Sequence[PayloadFormat]:
         """Counts the unfinished tasks by the format of their payload, and those that hold ``mark``."""
@@ -156,66 +112,24 @@ class Inspection:
         path = self._path
         return await self._connected().call(Job(lambda connection, now, _: examination.examine(connection, path, now)))
 
-    async def list(self: _Backend, *, status: Status | None = None, limit: int = 100) -> Sequence[TaskInfo]:
-        """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
+    async def list(
+        self: _Backend,
+        *,
+        status: Status | None = None,
+        limit: int = 100,
+        name: str | None = None,
+        error: str | None = None,
+        since: float | None = None,
+        before: str | None = None,
+    ) -> Sequence[TaskInfo]:
+        """Lists tasks, the newest first; see :class:`~sitq.backends.inspect.Inspectable`.
 
         Raises:
+            ValueError: ``before`` is not in this list.
             BackendCorruptError: A row holds what sitq did not write.
         """
-        return await self._connected().call(Job(lambda connection, *_: _list(connection, status, limit)))
-
-
-async def _change(backend: _Backend, op: str, task_ids: Iterable[str]) -> Sequence[str]:
-    """Carries out ``op`` for those of ``task_ids`` for which it can be done; returns them."""
-    connection = backend._connected()
-    found = await connection.call(Job(lambda sqlite, *_: _look(sqlite, op, dict.fromkeys(task_ids))))
-    if not found:
-        return found
-    token = new_claim()
-
-    def changes(now: int) -> Iterator[Row]:
-        return ((op, now, task_id, token, None, None, None, None, None) for task_id in found)
-
-    def done(_: sqlite3.Connection, now: int, notes: Notes) -> Sequence[str]:
-        return [task_id for task_id in found if ("refused", task_id, token) not in notes]
-
-    # Synced like an enqueue: what an operator was told must not be undone by a power cut.
-    return await connection.call(Job(done, changes, synced=True, announce=lambda ids: [*ids, None] if ids else ()))
-
-
-def _look(connection: sqlite3.Connection, op: str, task_ids: Iterable[str]) -> Sequence[str]:
-    _install(connection)
-    return [task_id for task_id in task_ids if _fetch(connection, _CAN[op], task_id)]
-
-
-def _can_sweep(connection: sqlite3.Connection, before: int) -> bool:
-    _install(connection)
-    return connection.execute(_CAN_SWEEP, (before,)).fetchone() is not None
-
-
-def _sweeping(older_than: int) -> Job[int]:
-    token = new_claim()
-    return Job(
-        lambda _, __, notes: sum(count for kind, count, its in notes if (kind, its) == ("swept", token)),
-        lambda now: [("sweep", now, PRUNED_PER_CHANGE, token, now - older_than, None, None, None, None)],
-    )
-
-
-def _install(connection: sqlite3.Connection) -> None:
-    """Makes the triggers of the operations for this connection, unless it has them."""
-    for op, body in _OPERATIONS.items():
-        connection.execute(
-            f"CREATE TEMP TRIGGER IF NOT EXISTS change_{op} INSTEAD OF INSERT ON change "
-            f"WHEN NEW.op = '{op}' BEGIN {body} END"
-        )
-
-
-def _fetch(connection: sqlite3.Connection, sql: str, task_id: str) -> Row | None:
-    try:
-        row: Row | None = connection.execute(sql, (task_id,)).fetchone()
-    except UnicodeEncodeError:  # a lone surrogate: no task has such an id
-        return None
-    return row
+        rows = await walk(self._connected(), Query(status, name, error, since, before), _INFO, limit)
+        return [TaskInfo(**_info(row)) for row in rows]
 
 
 def _counts(connection: sqlite3.Connection, now: int) -> Counts:
@@ -225,22 +139,26 @@ def _counts(connection: sqlite3.Connection, now: int) -> Counts:
     return Counts(*values)
 
 
-def _list(connection: sqlite3.Connection, status: Status | None, limit: int) -> Sequence[TaskInfo]:
-    if status is None:
-        rows = connection.execute(_LIST_ALL, (limit,))
-    else:
-        rows = connection.execute(_LIST_FINISHED if status in FINISHED else _LIST_LIVE, (status, limit))
-    return [TaskInfo(**_info(row)) for row in rows]
-
-
 def _show(connection: sqlite3.Connection, task_id: str) -> TaskDetails | None:
-    row = _fetch(connection, _SHOW, task_id)
+    try:
+        with decoded(connection):
+            row = connection.execute(_SHOW, (task_id,)).fetchone()
+    except UnicodeEncodeError:  # a lone surrogate: no task has such an id
+        return None
     if row is None:
         return None
     (traceback, format_, payload_bytes, result_bytes), info = row[:4], row[4:]
     return TaskDetails(
         **_info(info), traceback=traceback, format=format_, payload_bytes=payload_bytes, result_bytes=result_bytes
     )
+
+
+def _ids(connection: sqlite3.Connection, prefix: str, limit: int) -> Sequence[str]:
+    try:
+        with decoded(connection):
+            return [task_id for (task_id,) in connection.execute(_IDS, (prefix, limit))]
+    except UnicodeEncodeError:
+        return []
 
 
 def _info(row: Row) -> dict[str, Any]:

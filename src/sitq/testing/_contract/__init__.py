@@ -4,5 +4,8 @@ import pytest
 
 # Before they are imported: so that an assertion that fails shows both of its sides.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{room}" for room in ("base", "calling", "holding", "inspecting", "reserving", "storing", "watching"))
+    *(
+        f"{__name__}.{room}"
+        for room in ("base", "calling", "holding", "inspecting", "mending", "reserving", "storing", "watching")
+    )
 )

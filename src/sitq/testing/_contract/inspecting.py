@@ -1,7 +1,5 @@
-"""Tests of looking into a store, and of mending what is in it."""
+"""Tests of looking into a store."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,16 +7,14 @@ import pytest
 
 from sitq import Backend, NewTask, ReservedTask
 from sitq.backends.inspect import Counts, Inspectable, TaskDetails
-from sitq.models import Status, new_task_id
+from sitq.models import Outcome, Status, new_task_id
 from sitq.testing._contract.base import (
     LEASE_SECONDS,
     Contract,
     connected,
     failures,
     ids,
-    look,
     new,
-    statuses,
     successes,
     take,
 )
@@ -74,7 +70,7 @@ async def fail(backend: Backend, count: int) -> tuple[list[NewTask], list[Reserv
 
 
 class Inspecting(Contract):
-    """Looking in shows what is there, and mending changes what may be changed."""
+    """Looking in shows what is there."""
 
     @connected
     async def test_an_empty_store_counts_nothing(self, backend: Backend) -> None:
@@ -176,6 +172,83 @@ class Inspecting(Contract):
         assert all(getattr(found, name) == getattr(shown, name) for name in ("task_id", "status", "error", "due_at"))
         assert len(await inspectable(backend).list()) == len(STATUSES)
 
+    @pytest.mark.parametrize("status", [None, "pending", "failed"])
+    @connected
+    async def test_pages_neither_repeat_nor_leave_out_a_task(self, backend: Backend, status: Status | None) -> None:
+        """Each page begins after the last task of the one before, whatever is stored and finished meanwhile."""
+        tasks = [*new(3), *(await fail(backend, 4))[0]] if status == "failed" else new(7)
+        await backend.enqueue(tasks[:3] if status == "failed" else tasks)
+        wanted = [task.task_id for task in await inspectable(backend).list(status=status)]
+        found: list[str] = []
+        while page := await inspectable(backend).list(status=status, limit=2, before=found[-1] if found else None):
+            found += [task.task_id for task in page]
+            await bring(backend, "cancelled")
+            if status == "failed":
+                (held,) = await take(backend, 1)
+                await backend.mark_failure(failures([held]))
+            elif status == "pending":
+                await backend.enqueue(new(1))
+        assert found == wanted
+
+    @pytest.mark.parametrize("status", [None, "failed"])
+    @connected
+    async def test_a_page_after_nothing_is_refused(self, backend: Backend, status: Status | None) -> None:
+        """A task that is unknown, or has left the list since, has no place in it."""
+        tasks, _ = await fail(backend, 2)
+        asked = inspectable(backend)
+        with pytest.raises(ValueError, match="before"):
+            await asked.list(status=status, before="no-such-task")
+        await asked.retry([tasks[0].task_id])
+        if status is None:
+            assert [task.task_id for task in await asked.list(before=tasks[1].task_id)] == [tasks[0].task_id]
+        else:
+            with pytest.raises(ValueError, match="before"):
+                await asked.list(status=status, before=tasks[0].task_id)
+
+    @connected
+    async def test_a_list_can_be_narrowed(self, backend: Backend) -> None:
+        """By a part of the name or a pattern for all of it, by a part of the error, and by age; case matters."""
+        tasks = [
+            NewTask(new_task_id(), b"", name=name) for name in ("mail:send", "mail:fetch", "Mail:send", "web:mail")
+        ]
+        await backend.enqueue(tasks)
+        held = await take(backend)
+        await backend.mark_failure([Outcome(task, error=f"ValueError: {task.name} 100%") for task in held[:2]])
+        self.advance(backend, 100)
+        await backend.mark_failure([Outcome(task, error="KeyError: 'x'") for task in held[2:]])
+
+        async def names(**filters: Any) -> set[str]:
+            found = [await inspectable(backend).list(status=status, **filters) for status in (None, "failed")]
+            assert {task.task_id for task in found[0]} == {task.task_id for task in found[1]}
+            return {task.name for task in found[0]}
+
+        assert await names(name="mail") == {"mail:send", "mail:fetch", "web:mail"}
+        assert await names(name="mail*") == {"mail:send", "mail:fetch"}
+        assert await names(name="?ail:send") == {"mail:send", "Mail:send"}
+        assert await names(name="*") == {"mail:send", "mail:fetch", "Mail:send", "web:mail"}
+        assert await names(error="ValueError: mail") == {"mail:send", "mail:fetch"}
+        assert await names(error="%") == {"mail:send", "mail:fetch"}
+        assert await names(error="*") == set()
+        assert await names(name="Mail", error="KeyError") == {"Mail:send"}
+        assert await names(name="\ud800") == set()
+        asked = inspectable(backend)
+        assert {task.name for task in await asked.list(status="failed", since=50)} == {"Mail:send", "web:mail"}
+        assert list(await asked.list(since=50)) == []
+        assert len(await asked.list(since=150)) == 4
+        assert len(await asked.list(since=150, name="mail:", limit=1)) == 1
+
+    @connected
+    async def test_an_id_is_found_by_how_it_begins(self, backend: Backend) -> None:
+        """Up to so many ids, in their order; what is no beginning of any finds none."""
+        tasks = [NewTask(task_id, b"") for task_id in ("ab1", "ab2", "ab%", "b1", "ac", "aB3")]
+        await backend.enqueue(tasks)
+        asked = inspectable(backend)
+        assert list(await asked.find_ids("ab", limit=9)) == ["ab%", "ab1", "ab2"]
+        assert list(await asked.find_ids("ab", limit=2)) == ["ab%", "ab1"]
+        assert list(await asked.find_ids("b1", limit=9)) == ["b1"]
+        for prefix in ("b11", "%", "c", "\ud800"):
+            assert list(await asked.find_ids(prefix, limit=9)) == []
+
     @connected
     async def test_last_attempts_are_listed_with_the_others(self, backend: Backend) -> None:
         """However many attempts a waiting task has left."""
@@ -183,160 +256,6 @@ class Inspecting(Contract):
         await backend.enqueue(tasks)
         listed = await inspectable(backend).list(status="pending")
         assert {task.task_id for task in listed} == set(ids(tasks))
-
-    @pytest.mark.parametrize("status", ["failed", "cancelled"])
-    @connected
-    async def test_a_retried_task_is_as_if_it_had_never_been_run(self, backend: Backend, status: Status) -> None:
-        """Pending, due now, at attempt 0, without an outcome and without the times of the run."""
-        task = await bring(backend, status)
-        assert list(await inspectable(backend).retry([task.task_id])) == [task.task_id]
-        found = await look(backend, task)
-        assert (found.status, found.attempt, found.error, found.value) == ("pending", 0, None, None)
-        assert (found.traceback, found.started_at, found.finished_at) == (None, None, None)
-        (held,) = await take(backend)
-        assert (held.task_id, held.attempt, held.payload) == (task.task_id, 1, task.payload)
-
-    @pytest.mark.parametrize("status", ["pending", "in_progress", "success"])
-    @connected
-    async def test_other_tasks_cannot_be_retried(self, backend: Backend, status: Status) -> None:
-        """One that waits, runs or has succeeded is left as it is."""
-        task = await bring(backend, status)
-        before = await look(backend, task)
-        assert list(await inspectable(backend).retry([task.task_id])) == []
-        assert await look(backend, task) == before
-
-    @connected
-    async def test_every_attempt_is_free_again(self, backend: Backend) -> None:
-        """A task whose attempts were spent can be run as often as when it was new."""
-        (task,) = new(max_attempts=2)
-        await backend.enqueue([task])
-        for _ in range(3):
-            await take(backend)
-            self.advance(backend, LEASE_SECONDS + 1)
-        assert await statuses(backend, [task]) == ["failed"]
-        await inspectable(backend).retry([task.task_id])
-        for attempt in (1, 2):
-            assert [held.attempt for held in await take(backend)] == [attempt]
-            self.advance(backend, LEASE_SECONDS + 1)
-
-    @connected
-    async def test_the_ids_come_back_in_order_and_once(self, backend: Backend) -> None:
-        """Those that were changed, in the order given; the others are missing."""
-        tasks, _ = await fail(backend, 3)
-        waiting = await bring(backend, "pending")
-        one, two, three = ids(tasks)
-        asked = [three, waiting.task_id, one, "no-such-task", two, three]
-        assert list(await inspectable(backend).retry(asked)) == [three, one, two]
-        assert list(await inspectable(backend).cancel([*asked, one])) == [three, waiting.task_id, one, two]
-
-    @connected
-    async def test_a_late_outcome_of_a_retried_task_changes_nothing(self, backend: Backend) -> None:
-        """Whoever ran it before holds a claim that is over, and cannot finish, renew or release it."""
-        (task,), held = await fail(backend, 1)
-        await inspectable(backend).retry([task.task_id])
-        assert list(await backend.mark_success(successes(held))) == held
-        assert list(await backend.mark_failure(failures(held))) == held
-        assert list(await backend.renew(held, lease=LEASE_SECONDS)) == held
-        assert list(await backend.release(held)) == held
-        assert await statuses(backend, [task]) == ["pending"]
-
-    @connected
-    async def test_all_failed_tasks_are_retried_at_once(self, backend: Backend) -> None:
-        """Every one that is failed, and none of another status."""
-        tasks = await bring_all(backend)
-        await take(backend)
-        more, _ = await fail(backend, 250)
-        assert set(await inspectable(backend).retry_failed()) == {tasks["failed"].task_id, *ids(more)}
-        assert set(await statuses(backend, [tasks["failed"], *more])) == {"pending"}
-        assert await statuses(backend, [tasks["success"], tasks["cancelled"]]) == ["success", "cancelled"]
-        assert list(await inspectable(backend).retry_failed()) == []
-
-    @connected
-    async def test_a_cancelled_task_is_finished_and_never_given_out(self, backend: Backend) -> None:
-        """It has a time at which it was finished, no outcome, and no worker gets it."""
-        first, second = new(2)
-        await backend.enqueue([first, second])
-        assert list(await inspectable(backend).cancel([first.task_id])) == [first.task_id]
-        found = await look(backend, first)
-        assert (found.status, found.attempt, found.value, found.error) == ("cancelled", 0, None, None)
-        assert found.finished_at is not None
-        assert ids(await take(backend)) == [second.task_id]
-
-    @connected
-    async def test_a_task_that_is_not_due_yet_can_be_cancelled(self, backend: Backend) -> None:
-        """It waits, although nobody may run it."""
-        (task,) = new(eta=datetime.now(UTC) + timedelta(hours=1))
-        await backend.enqueue([task])
-        await inspectable(backend).cancel([task.task_id])
-        self.advance(backend, 2 * 3600)
-        assert await take(backend) == []
-
-    @pytest.mark.parametrize("status", ["in_progress", "success", "failed", "cancelled"])
-    @connected
-    async def test_only_waiting_tasks_can_be_cancelled(self, backend: Backend, status: Status) -> None:
-        """One that runs or is finished is left as it is."""
-        task = await bring(backend, status)
-        before = await look(backend, task)
-        assert list(await inspectable(backend).cancel([task.task_id])) == []
-        assert await look(backend, task) == before
-
-    @connected
-    async def test_a_task_that_was_given_back_can_be_cancelled(self, backend: Backend) -> None:
-        """It waits again, and who held it before can change nothing."""
-        task = await bring(backend, "pending")
-        held = await take(backend)
-        await backend.release(held)
-        assert list(await inspectable(backend).cancel([task.task_id])) == [task.task_id]
-        assert list(await backend.mark_success(successes(held))) == held
-        assert await statuses(backend, [task]) == ["cancelled"]
-
-    @pytest.mark.parametrize("call", ["retry", "retry_failed", "cancel"])
-    @connected
-    async def test_who_waits_is_told(self, backend: Backend, call: str) -> None:
-        """A worker of a task that is due again, a waiter of a task that is cancelled; another backend's as well."""
-        task = await bring(backend, "pending" if call == "cancel" else "failed")
-        calls: dict[str, Callable[[Inspectable], Awaitable[Sequence[str]]]] = {
-            "retry": lambda by: by.retry([task.task_id]),
-            "retry_failed": lambda by: by.retry_failed(),
-            "cancel": lambda by: by.cancel([task.task_id]),
-        }
-        after = "cancelled" if call == "cancel" else "pending"
-        changed = asyncio.Event()
-        async with self.other(backend) as other:
-            with backend.watch(changed.set, task_id=task.task_id if call == "cancel" else None):
-                await calls[call](inspectable(other))
-                while await statuses(backend, [task]) != [after]:
-                    await changed.wait()
-                    changed.clear()
-
-    @connected
-    async def test_pruning_takes_what_finished_long_ago(self, backend: Backend) -> None:
-        """Finished tasks of every kind go, younger ones and unfinished ones stay."""
-        old = await bring_all(backend)
-        self.advance(backend, 3600)
-        young = await bring(backend, "cancelled")
-        assert await inspectable(backend).prune(older_than=1800) == len(FINISHED)
-        kept = [old["pending"], old["in_progress"], young]
-        assert await statuses(backend, [*kept, *(old[status] for status in FINISHED)]) == [
-            "pending",
-            "in_progress",
-            "cancelled",
-            None,
-            None,
-            None,
-        ]
-        self.advance(backend, 1)
-        assert await inspectable(backend).prune(older_than=0) == 1
-
-    @connected
-    async def test_pruning_goes_on_to_the_end(self, backend: Backend) -> None:
-        """However many there are."""
-        await fail(backend, 1)
-        for _ in range(12):
-            await fail(backend, 100)
-        self.advance(backend, 1)
-        assert await inspectable(backend).prune(older_than=0) == 1201
-        assert list(await inspectable(backend).list()) == []
 
     @connected
     async def test_formats_are_counted_for_unfinished_tasks(self, backend: Backend) -> None:

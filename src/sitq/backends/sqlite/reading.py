@@ -1,0 +1,86 @@
+"""Looking into a file that this user may read but not write.
+
+SQLite needs the -wal and -shm files to read in WAL mode. While somebody works on the queue they are
+there, and reading them is enough. When nobody does, they are gone, and a reader would have to make
+them: it may not, or they would be its own and keep the owner out. Then the file alone is all there
+is, and it is read as one that nobody changes (``immutable``). What was read is thrown away, and read
+again, if somebody did change it meanwhile.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.inspection import Inspection
+from sitq.backends.sqlite.schema import _checked_version
+from sitq.backends.sqlite.statements import install
+from sitq.backends.sqlite.translation import translate
+from sitq.errors import BackendReadOnlyError, BackendUnavailableError
+
+LOOKS = 10
+"""So often in a row the file has to change under a look before the look is given up."""
+
+
+class Reader(Inspection):
+    """Answers what ``Inspectable`` asks; what would change something is refused.
+
+    Each look opens the file anew. It blocks the event loop, so it is for programs that do nothing else.
+
+    Args:
+        path: The file.
+        clock: Gives the time in seconds since 1970 UTC; for tests.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+        self._path = os.path.realpath(os.fsdecode(path))
+        self._clock = clock
+
+    def _connected(self) -> "Reader":
+        return self
+
+    async def call[T](self, job: Job[T]) -> T:
+        """Runs ``job`` on a connection of its own.
+
+        Raises:
+            BackendReadOnlyError: ``job`` would change something.
+            BackendUnavailableError: The file cannot be read, or was changed under each of several looks.
+            BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
+            BackendVersionError: The file was written by a newer sitq.
+        """
+        if job.changes:
+            raise BackendReadOnlyError(f"{self._path}: this user cannot write it")
+        for _ in range(LOOKS):
+            state, failure, found = self._state(), None, None
+            try:
+                found = self._look(job, alone=state is not None)
+            except sqlite3.Error as error:
+                failure = error
+            if failure is None and state is None:  # SQLite's own locks have kept it from changing
+                return found  # type: ignore[return-value]  # a T where there was no failure
+            if state == self._state():
+                if failure:
+                    raise translate(failure, self._path) from failure
+                return found  # type: ignore[return-value]
+        raise BackendUnavailableError(f"{self._path}: others changed it under each of {LOOKS} looks; try again later")
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """What a change of the file would change; ``None`` while somebody works on it."""
+        if os.path.exists(f"{self._path}-wal"):
+            return None
+        status = os.stat(self._path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _look[T](self, job: Job[T], *, alone: bool) -> T:
+        # Without `readonly_shm`, a -shm that is missing would be made, and be this user's.
+        how = "immutable=1" if alone else "readonly_shm=1"
+        uri = f"file:{quote(os.fsencode(self._path))}?mode=ro&{how}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            _checked_version(connection, self._path)
+            install(connection)  # in memory: what would change something finds its view, and is refused above
+            return job.read(connection, int(self._clock() * 1_000_000), frozenset())
+        finally:
+            connection.close()
