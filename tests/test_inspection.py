@@ -372,9 +372,11 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("call", ["cancel", "retry_failed"])
 async def test_many_changes_leave_others_their_turn(
-    path: Path, queue: TaskQueue, backend: SQLiteBackend, call: str
+    path: Path, queue: TaskQueue, backend: SQLiteBackend, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No transaction changes more than 500 tasks, and between two of them another process enqueues without waiting."""
+    """No transaction changes more than so many tasks, and between two another process enqueues without waiting."""
+    assert mending.CHANGED_PER_TRANSACTION == 500
+    monkeypatch.setattr(mending, "CHANGED_PER_TRANSACTION", 50)  # the statements of 500 are long to trace
     count = 2 * mending.CHANGED_PER_TRANSACTION + 1
     ids = list(await queue.enqueue_many([lambda: None] * count))
     if call == "retry_failed":
@@ -395,8 +397,8 @@ async def test_many_changes_leave_others_their_turn(
     await on_connection(backend, lambda connection: connection.set_trace_callback(None))
     assert set(done) == set(ids)
     operation = "cancel" if call == "cancel" else "retry"
-    assert [sql.count(f"('{operation}'") for sql in transactions] == [500, 500, 1]
-    assert seen == ["500" if call == "cancel" else "0"]
+    assert [sql.count(f"('{operation}'") for sql in transactions] == [50, 50, 1]
+    assert seen == ["50" if call == "cancel" else "0"]
     assert len(await queue.list(limit=count + 1)) == count + 1
 
 

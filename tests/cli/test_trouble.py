@@ -225,8 +225,7 @@ def test_a_full_disk_behind_the_output_is_one_line(filled: Filled, unbuffered: s
     assert "No space left" in ended.stderr
 
 
-@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
-@pytest.mark.parametrize("command", ["status", "retry"])
+@pytest.mark.parametrize(("command", "closed"), [("status", ">&-"), ("retry", "<&- >&-"), ("retry", ">&- 2>&-")])
 def test_a_closed_output_is_one_line(filled: Filled, command: str, closed: str) -> None:
     """Nothing could be said: the status is 1, nothing is done, and nothing is written into the queue file."""
     words = [*MODULE, command, str(filled.path), *COMMANDS[command]]
