@@ -53,8 +53,8 @@ ERRORS = {
 }
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._threads"},
-    {"sitq.models"},
+    {"sitq.errors", "sitq._checks", "sitq._logs", "sitq._threads"},
+    {"sitq.models", "sitq._admission"},
     {"sitq.serialization", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
     {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
     {"sitq._recording"},

@@ -16,7 +16,7 @@ BESIDE = ("cli", "testing", "__main__", "_operations", "backends/inspect", "back
 BESIDE += ("backends/sqlite/examination",)
 """What a task has no use for on its way from enqueue to result."""
 
-MOST_STATEMENTS = 2_000
+MOST_STATEMENTS = 2_200
 MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 

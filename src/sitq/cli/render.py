@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sitq import _logs
 from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
 from sitq.cli.durations import format_duration
 from sitq.models import Status
@@ -58,10 +59,8 @@ def _plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Returns text of a task's that cannot give orders to a terminal."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
+    """Returns text of a task's that cannot give orders to a terminal; it may have several lines."""
+    return _logs.printable(text, keep="\n\t")
 
 
 def file_size(size: int) -> str:
