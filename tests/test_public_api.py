@@ -54,12 +54,12 @@ ERRORS = {
 }
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._refusals", "sitq._threads"},
+    {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs", "sitq._refusals", "sitq._settings", "sitq._threads"},
     {"sitq._signatures"},
-    {"sitq.models"},
+    {"sitq.models", "sitq._admission"},
     {"sitq.serialization", "sitq._strays", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
     {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
-    {"sitq._recording"},
+    {"sitq._recording", "sitq._reports"},
     {"sitq._dispatch"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},

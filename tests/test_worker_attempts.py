@@ -17,7 +17,6 @@ from sitq.models import Outcome, Reservation
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows
 from tests.worker_tasks import TellingBackend, block_at, connected, far_ahead, gate, log_attempt, pass_by, wait_at
 
-SHORT_LEASE_SECONDS = 0.4
 NEVER_SECONDS = 3600.0
 
 
@@ -189,6 +188,20 @@ async def test_a_busy_worker_makes_room_for_a_last_attempt(backend: SQLiteBacken
     assert "chain" in lines[lines.index("last") :]
 
 
+@pytest.mark.parametrize(("slots", "count"), [(1, 0), (5, 1)])
+async def test_a_worker_says_once_that_last_attempts_run_alone(
+    slots: int, count: int, backend: SQLiteBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning for each run of a worker that has several slots tells what ``max_attempts=1`` means."""
+    worker = Worker(backend, max_concurrency=slots)
+    async with TaskQueue(backend, max_attempts=1) as last:
+        for _ in range(2):
+            await last.enqueue_many(partial(add, n, n) for n in range(10))
+            assert await worker.drain() == 10
+    said = [record for record in caplog.records if "max_attempts=1" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING] * 2 * count
+
+
 class SeesLastAttempts(SQLiteBackend):
     """Says when a reservation has told its worker of a last attempt that waits until it is empty."""
 
@@ -267,11 +280,11 @@ async def test_a_worker_has_all_its_slots_again_after_a_last_attempt(path: Path,
 async def test_a_long_task_in_the_way_of_a_last_attempt_does_not_stop_the_service(
     path: Path, backend: SQLiteBackend, runs: Runs
 ) -> None:
-    """After a lease of making room the worker takes ordinary tasks again; the last attempt runs when it can."""
+    """The worker goes on taking ordinary tasks, long before a lease is over; the last attempt runs when it can."""
     async with (
         TaskQueue(backend, max_attempts=1) as last,
         TaskQueue(backend) as queue,
-        Worker(backend, lease=SHORT_LEASE_SECONDS, poll_interval=NEVER_SECONDS),
+        Worker(backend, lease=NEVER_SECONDS, poll_interval=NEVER_SECONDS),
     ):
         with gate() as here:
             await queue.enqueue(wait_at, "gate")

@@ -12,6 +12,7 @@ import pytest
 
 import sitq
 from sitq import Result, SQLiteBackend, TaskQueue, Worker, current_task
+from sitq._logs import printable
 from sitq.models import Outcome
 from tests.support import DEADLINE_SECONDS, Runs, add, multiply, rows, start_python, until
 from tests.worker_tasks import connected, execute, far_ahead, gate, log_attempt, wait_at
@@ -256,6 +257,64 @@ async def test_no_log_record_holds_a_payload_an_argument_or_a_result(
     messages = [logging.Formatter().format(record) for record in caplog.records]
     assert messages
     assert [message for message in messages if MARKER in message] == []
+
+
+@pytest.mark.parametrize("call", [partial(raise_marker, MARKER), partial(int, MARKER)], ids=["function", "type"])
+@pytest.mark.parametrize(("log_exceptions", "level"), [(False, logging.WARNING), (True, logging.ERROR)])
+async def test_the_record_of_a_failure_carries_the_exception_if_asked_for(
+    log_exceptions: bool, level: int, call: Callable[[], Any], backend: SQLiteBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With ``log_exceptions`` it is at error and has ``exc_info``, from the task's frame on; else it is at warning."""
+    async with TaskQueue(backend) as queue:
+        (task_id,) = await queue.enqueue_many([call])
+        await Worker(backend, log_exceptions=log_exceptions).drain()
+    (record,) = [record for record in caplog.records if "failed with" in record.getMessage()]
+    assert task_id in record.getMessage()
+    assert record.levelno == level
+    assert (MARKER in logging.Formatter().format(record)) == log_exceptions
+    if log_exceptions:
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], ValueError)
+        where = record.exc_info[2]
+        while where is not None and where.tb_next is not None:
+            assert "sitq" not in str(where.tb_frame.f_globals.get("__name__"))
+            where = where.tb_next
+
+
+FORGED = "gone\n2026-01-01 ERROR all is lost\x1b[2J"
+
+
+async def raise_forged() -> None:
+    """Raises what has a name that looks like lines of a log."""
+    raise type(FORGED, (Exception,), {})
+
+
+async def test_names_forge_no_lines_of_the_log(
+    path: Path, backend: SQLiteBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Newlines and escapes in the names of tasks, of modules and of exceptions are written out."""
+    caplog.set_level(logging.DEBUG)
+    async with TaskQueue(backend) as queue:
+        await queue.enqueue_many([raise_forged, partial(add, 1, 2), partial(missing, FORGED)])
+        execute(path, "UPDATE tasks SET name = ?", FORGED)
+        await Worker(backend).drain()
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("sitq")]
+    assert len([message for message in messages if "all is lost" in message]) >= 6
+    assert [message for message in messages if not message.isprintable()] == []
+
+
+async def missing(name: str) -> None:
+    """Raises as an import does."""
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "größer 漢字", "a\nb", "\x1b[2J", "\ud800", "a\u2028b", "\x00"])
+def test_printable_text_has_one_line_and_no_orders(text: str) -> None:
+    """What is printable stays as it is, anything else is written out in ASCII."""
+    shown = printable(text)
+    assert shown.isprintable()
+    assert (shown == text) == text.isprintable()
+    shown.encode("utf-8")
 
 
 def test_sitq_configures_no_logging(path: Path, runs: Runs) -> None:

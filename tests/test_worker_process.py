@@ -244,10 +244,10 @@ async def test_the_hosts_signal_handler_is_the_one_that_is_called(
 async def test_a_host_that_forgets_to_stop_exits_nevertheless(
     task: Callable[..., Any], path: Path, tmp_path: Path, queue: TaskQueue, runs: Runs, start: Start
 ) -> None:
-    """A process whose main coroutine ends while its worker runs a task exits, and the task is pending."""
+    """A process whose main ends while its worker runs a task exits, and the task waits until its lease ends."""
     await queue.enqueue(task, tmp_path / "never", runs)
     assert await start(CARELESS_HOST).ended() == (0, "", "")
-    assert [(row["status"], row["attempt"]) for row in rows(path)] == [("pending", 0)]
+    assert [(row["status"], row["attempt"]) for row in rows(path)] == [("in_progress", 1)]
 
 
 async def test_a_task_of_another_process_wakes_an_idle_worker(path: Path, queue: TaskQueue, start: Start) -> None:

@@ -2,23 +2,26 @@
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from sitq._execution import Home, caller, execute
-from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder
+from sitq import _reports
+from sitq._admission import Footing, LastAttempts
+from sitq._execution import Home, caller, execute, failure
+from sitq._logs import SafeLogger
+from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder, give_back
 from sitq._renewal import HeldTask, Renewer
+from sitq._settings import Settings
 from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned, ThreadPool
 from sitq.backends.base import Backend
+from sitq.errors import SerializationError
 from sitq.models import Reservation, ReservedTask
 from sitq.serialization import Serializer
 
-logger = logging.getLogger("sitq.worker")
+logger = SafeLogger("sitq.worker")
 
 CANCEL_GRACE_SECONDS = 2.0
 """How long a cancelled task may take to clean up before it is given back nevertheless."""
@@ -27,21 +30,11 @@ OVERLAP_FROM_SLOTS = 48
 """From how many slots on a reservation takes half of them, so that one half of the tasks runs while
 the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
 
-RELEASE_TRIES = 3
-
 NO_THREAD_PAUSE_SECONDS = 1.0
-"""How long a worker takes nothing after the system gave it no thread for a plain function."""
+"""How long a worker takes nothing after the system gave it no thread."""
 
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The numbers of a worker, checked; times in seconds."""
-
-    max_concurrency: int
-    poll_interval: float
-    batch_size: int
-    lease: float
-    shutdown_timeout: float | None
+STEP_SECONDS = 0.005
+"""For how long tasks are started one after the other before the host's loop gets a turn."""
 
 
 class Dispatcher:
@@ -61,7 +54,8 @@ class Dispatcher:
         slots = settings.max_concurrency
         self._batch = min(settings.batch_size, slots if slots < OVERLAP_FROM_SLOTS else slots // 2)
         self._threads = ThreadPool(slots, "sitq-worker")
-        self._held: set[HeldTask] = set()  # until the outcome is recorded
+        self._loader = ThreadPool(1, "sitq-loader")  # or the first batch of a name would start a thread for each task
+        self._held: dict[HeldTask, float] = {}  # until the outcome is recorded; since when, the oldest first
         self._running = 0
         self._reservations: set[asyncio.Task[None]] = set()
         self._reserving = 0  # reservations under way
@@ -81,10 +75,12 @@ class Dispatcher:
         self._error: Exception | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._lone: HeldTask | None = None  # a last attempt, which runs alone
-        self._last_waiting = False
-        self._quiet_until = float("-inf")  # taking nothing, so that a last attempt finds the worker empty
-        self._paused_until = float("-inf")  # taking nothing, because no thread can be started
+        self._last_attempts = LastAttempts(slots)
+        self._footing = Footing()
+        self._paused_until = 0.0  # because there was no thread, or the backend failed
+        self._is_closed = False  # takes nothing, whatever slots are free
         self._stopping = False
+        self._asked = False  # to stop, by somebody who may; otherwise the end is a death
         self._cut_short = False
         self._cancelling = False
         self.finished = 0
@@ -92,7 +88,13 @@ class Dispatcher:
         self._renewer = Renewer(backend, settings.lease, self._held.copy)
 
     def stop(self) -> None:
-        """Takes no new task from now on."""
+        """Takes no new task from now on.
+
+        What is not finished then is given back, unless the worker was ended before, by a task that
+        ended the loop or cancelled everything: that is a death like any other, or the task would
+        be run for ever.
+        """
+        self._asked |= not (self._stopping or self._was_cancelled())
         self._stopping = True
         self._wakeup.set()
 
@@ -105,6 +107,7 @@ class Dispatcher:
         """Ends the threads: after :meth:`finish`, or when the event loop was closed and nothing can be awaited."""
         self._renewer.end()
         self._threads.close()
+        self._loader.close()
 
     def running(self) -> list[HeldTask]:
         """Returns the tasks that have begun and have not ended."""
@@ -123,16 +126,17 @@ class Dispatcher:
 
         Raises:
             BackendError: A reservation failed; only where ``until_empty`` is set.
+            SerializationError: Nothing could be loaded; only where ``until_empty`` is set.
         """
         self._until_empty = until_empty
         with self._watch:
             while not self._stopping and self._error is None:
                 self._wakeup.clear()
+                if self._given_back:
+                    await give_back(self._backend, self._given_back)
                 limit = self._advance()
                 if until_empty and not (self._held or self._look or self._reserving):
                     return
-                if self._given_back:
-                    await self._release()
                 await self._sleep(limit)
         if self._error is not None:
             raise self._error
@@ -152,7 +156,7 @@ class Dispatcher:
         self._recorder.give_up_after(self._settings.lease if timeout is None else timeout)
         # A reservation that is under way ends within the backend's bounds, and is given back.
         await self._wait(lambda: self._recorder.idle and not self._reserving, None)
-        await self._release()
+        await give_back(self._backend, self._given_back)
         await self._renewer.stop()
 
     def _advance(self) -> int:
@@ -176,11 +180,15 @@ class Dispatcher:
 
     def _free_slots(self) -> int:
         """Returns how many tasks may be taken now."""
-        now = self._loop.time()
-        if self._lone is not None or now < self._paused_until or (self._held and now < self._quiet_until):
+        self._is_closed = self._lone is not None or self._loop.time() < self._closed_until()
+        if self._is_closed:
             return 0
         taken = self._running + self._asked_for + self._recorder.behind
         return max(0, min(self._settings.max_concurrency - taken, self._batch))
+
+    def _closed_until(self) -> float:
+        quiet_until = self._last_attempts.quiet_until if self._held else 0.0
+        return max(self._paused_until, self._footing.paused_until, quiet_until)
 
     async def _reserve(self, limit: int) -> None:
         """Takes due tasks and starts them."""
@@ -196,7 +204,7 @@ class Dispatcher:
                 self._asked_for -= limit
                 self._asked_alone = False
             try:
-                self._take(reservation, limit, alone, before)
+                await self._take(reservation, limit, alone, before)
                 # At once: a turn of the loop later, the backend would have been idle for as long.
                 self._advance()
             except Exception as error:
@@ -211,24 +219,43 @@ class Dispatcher:
             if not self._reserving or self._error is not None:  # else the next one will come back here
                 self._wakeup.set()
 
-    def _take(self, reservation: Reservation, limit: int, alone: bool, before: float) -> None:
+    async def _take(self, reservation: Reservation, limit: int, alone: bool, before: float) -> None:
         self._retry_seconds = FIRST_RETRY_SECONDS
         for task_id in reservation.buried:
             logger.error("task %s was failed: its workers died on every attempt", task_id)
         self._look |= bool(reservation.buried)  # there may be more of them than one look takes
         if reservation.tasks:
             logger.debug("reserved %d tasks", len(reservation.tasks))
-        self._taking = True
-        try:
-            for task in reservation.tasks:
-                if self._stopping or self._error is not None:  # perhaps by one of them
-                    self._given_back.append(task)
-                else:
-                    self._start(HeldTask(task, before))
-        finally:
-            self._taking = False
+        taken = [HeldTask(task, before) for task in reservation.tasks]
+        # All of them before the first is started: that one may block the loop for many leases.
+        self._held.update(dict.fromkeys(taken, self._loop.time()))
+        self._running += len(taken)
+        await self._start_all(taken)
         if not self._stopping:
             self._plan(reservation, limit, alone)
+
+    async def _start_all(self, taken: Sequence[HeldTask]) -> None:
+        lease, turn_at = self._settings.lease, time.monotonic() + STEP_SECONDS
+        self._taking = True
+        try:
+            for held in taken:
+                if (now := time.monotonic()) > turn_at:
+                    await asyncio.sleep(0)
+                    turn_at = (now := time.monotonic()) + STEP_SECONDS
+                if self._stopping or self._error is not None:  # perhaps by one of them
+                    break
+                if held.lost or now - held.renewed >= lease:
+                    continue  # another may hold it
+                if held.task.is_last_attempt:
+                    self._lone = held
+                    self._look = True  # when it is done: others may be due as well
+                    self._last_attempts.say()
+                asyncio.Task(self._run(held), loop=self._loop, eager_start=True)
+        finally:
+            self._taking = False
+            for held in taken:
+                if held.aio is None:
+                    self._let_go(held, give_back=True)
 
     def _plan(self, reservation: Reservation, limit: int, alone: bool) -> None:
         """Decides when to look again."""
@@ -243,41 +270,34 @@ class Dispatcher:
             self._watching = self._look = True
         due = reservation.next_due_in
         self._look_at = now + (settings.poll_interval if due is None else min(due, settings.poll_interval))
-        self._last_waiting = reservation.last_attempt_waiting
-        if not self._last_waiting:
-            self._quiet_until = min(self._quiet_until, now)
-        elif not (alone or self._held):
+        self._last_attempts.seen(reservation.last_attempt_waiting, next(iter(self._held.values()), now), now)
+        if self._last_attempts.since is not None and not (alone or self._held):
             self._look = True  # the worker has become empty while it asked
-        elif now >= self._quiet_until + settings.lease:
-            # Become empty for it, but for no longer than a lease: one endless neighbour must not
-            # stop the service. Then serve for as long, and try again.
-            self._quiet_until = now + settings.lease
-
-    def _start(self, held: HeldTask) -> None:
-        self._held.add(held)
-        self._running += 1
-        if held.task.is_last_attempt:
-            self._lone = held
-            self._look = True  # when it is done: others may be due as well
-        asyncio.Task(self._run(held), loop=self._loop, eager_start=True)
 
     async def _run(self, held: HeldTask) -> None:
         task = held.task
         held.aio = asyncio.current_task()
         logger.info("task %s (%s) started, attempt %d", task.task_id, task.name, task.attempt)
         try:
-            outcome = await execute(
-                task, self._home, partial(self._run_in_thread, held), self._backend.max_payload_bytes
-            )
+            load, run = partial(self._submit, held, self._loader), partial(self._run_in_thread, held)
+            outcome, failed = await execute(task, self._home, load, run, self._backend.max_payload_bytes)
         except KeyboardInterrupt as interrupt:
             # Later, by the loop: here it would come out of whatever has started the task.
             self._loop.call_soon(_raise, interrupt)
-            self._give_back(held, "was interrupted")
+            _reports.given_back(task, "was interrupted")
+            self._let_go(held, give_back=True)
             return
+        except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
+            outcome, failed = failure(task, error)
         if held not in self._held:
             return  # it was given back: it ignored its cancellation, or got no thread
-        if outcome.error is not None and self._was_cancelled():
-            self._give_back(held)
+        if failed is None:
+            self._footing.is_sure = True
+        elif self._was_cancelled():
+            self._leave(held)
+            return
+        elif self._footing.gives_back(failed.loaded, failed.missing, self._loop.time()):
+            self._let_go(held, give_back=True)
             return
         self._running -= 1
         if not self._taking:
@@ -285,26 +305,28 @@ class Dispatcher:
         self._look |= self._until_empty  # it may have enqueued others
         self.finished += 1
         self._recorder.add(held, outcome)
-        if outcome.error is None:
-            logger.info("task %s (%s) finished", task.task_id, task.name)
-        else:
-            # The type only: messages of exceptions tend to quote the arguments.
-            kind = outcome.error.partition(":")[0]
-            logger.warning("task %s (%s) failed with %s", task.task_id, task.name, kind)
+        _reports.ended(task, outcome.error, failed, log_exceptions=self._settings.log_exceptions)
+        if self._until_empty and self._footing.advice and self._error is None:
+            self.stop()  # what is under way is given back
+            self._error = SerializationError(self._footing.advice)
 
     async def _run_in_thread(self, held: HeldTask, function: Callable[[], Any]) -> Returned:
-        try:
-            future = self._threads.submit(function)
-        except RuntimeError as error:
-            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
-            if self._until_empty:
-                self._error = error
-            self._give_back(held, f"got no thread to run in ({error})")
-            raise
+        future = self._submit(held, self._threads, function)
         held.in_thread = True
         returned = await future
         held.in_thread = False
         return returned
+
+    def _submit(self, held: HeldTask, threads: ThreadPool, function: Callable[[], Any]) -> asyncio.Future[Returned]:
+        try:
+            return threads.submit(function)
+        except RuntimeError as error:
+            self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
+            if self._until_empty:
+                self._error = error
+            _reports.given_back(held.task, f"got no thread to run in ({error})")
+            self._let_go(held, give_back=True)
+            raise
 
     def _was_cancelled(self) -> bool:
         # Not Task.cancelling() of the task's own: it counts what the task does to itself, too.
@@ -313,51 +335,39 @@ class Dispatcher:
     def _recorded(self, recorded: Iterable[HeldTask]) -> None:
         for held in recorded:
             self._drop(held)
-        if self._last_waiting and not self._held:
+        if self._last_attempts.since is not None and not self._held:
             self._look = True
         # A reservation that is under way looks after the rest.
         if self._recorder.behind or not self._reserving:
             self._wakeup.set()
 
     def _drop(self, held: HeldTask) -> None:
-        self._held.discard(held)
+        self._held.pop(held, None)
         if held is self._lone:
             self._lone = None
 
-    def _give_back(self, held: HeldTask, why: str = "was not finished in time") -> None:
+    def _let_go(self, held: HeldTask, *, give_back: bool) -> None:
         self._running -= 1
         self._drop(held)
-        self._given_back.append(held.task)
+        if give_back:
+            self._given_back.append(held.task)
+            self._look = True  # a drain has to see it again
         self._wakeup.set()
-        thread = "; its thread goes on, and what it returns changes nothing" if held.in_thread else ""
-        logger.warning("task %s (%s) %s and is given back%s", held.task.task_id, held.task.name, why, thread)
+
+    def _leave(self, held: HeldTask) -> None:
+        """Lets go of a task that did not finish: of its lease only, if nobody has asked the worker to stop."""
+        self._let_go(held, give_back=self._asked)
+        _reports.left(held, is_given_back=self._asked)
 
     async def _cancel_running(self) -> None:
         self._cancelling = True
-        running = [(held, held.aio) for held in self._held if held.aio and not held.aio.done()]
+        running = [(held, held.aio) for held in self.running() if held.aio]
         for _, aio in running:
             aio.cancel()
         await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
         for held, aio in running:
             if not aio.done():
-                self._give_back(held)
-
-    async def _release(self) -> None:
-        """Gives back what was not finished; tried a few times, then left to the end of its lease."""
-        for again in reversed(range(RELEASE_TRIES)):
-            tasks = self._given_back.copy()
-            if not tasks:
-                return
-            try:
-                await self._backend.release(tasks)
-                del self._given_back[: len(tasks)]
-            except Exception as error:
-                logger.warning(
-                    "giving back %d tasks failed, %s: %s",
-                    len(tasks),
-                    "trying again" if again else "their leases will end",
-                    error,
-                )
+                self._leave(held)
 
     def _on_change(self) -> None:
         self._look = True
@@ -365,18 +375,19 @@ class Dispatcher:
 
     def _back_off(self, error: Exception) -> None:
         logger.warning("reserving failed, trying again in %.2f seconds: %s", self._retry_seconds, error)
-        self._look_at = self._loop.time() + self._retry_seconds
+        # A pause, not only a time to look again: what wakes the worker would look at once, and where the file
+        # is polled for changes that is each try's own failed write.
+        self._paused_until = self._loop.time() + self._retry_seconds
+        self._look = True
         self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
 
     async def _sleep(self, limit: int) -> None:
         """Sleeps until something happens, or until there is a time to look again."""
         timer = None
-        if self._loop.time() < self._paused_until:
-            timer = self._loop.call_at(self._paused_until, self._on_change)
-        elif limit and not self._reserving:
+        if limit and not self._reserving:
             timer = self._loop.call_at(self._look_at, self._on_change)
-        elif self._held and self._lone is None and self._quiet_until > self._loop.time():
-            timer = self._loop.call_at(self._quiet_until, self._on_change)
+        elif self._is_closed and self._lone is None:
+            timer = self._loop.call_at(self._closed_until(), self._on_change)
         try:
             await self._wakeup.wait()
         finally:

@@ -17,10 +17,14 @@ from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
-from sitq.serialization import Serializer, is_plain_partial, load_call
+from sitq.serialization import LARGE_BYTES, Serializer, is_plain_partial, load_call
 
 ERROR_LIMIT_CHARACTERS = 10_000
 TRACEBACK_LIMIT_CHARACTERS = 100_000
+INDESCRIBABLE = "Exception: what the task raised cannot be described: its class or its text raises as well"
+
+type Run = Callable[[Callable[[], Any]], Awaitable[Returned]]
+"""Runs a function in a thread."""
 
 
 class Home:
@@ -41,6 +45,9 @@ class Running(NamedTuple):
     context: Mapping[str, Any]
     home: Home
 
+
+_names: set[str] = set()
+"""What was loaded in this process before: another task of that name imports nothing more."""
 
 running: ContextVar[Running | None] = ContextVar("sitq_running", default=None)
 caller = running.get
@@ -64,16 +71,36 @@ def is_async(func: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
 
 
-async def execute(
-    task: ReservedTask,
-    home: Home,
-    run_in_thread: Callable[[Callable[[], Any]], Awaitable[Returned]],
-    max_bytes: int | None,
-) -> Outcome:
+class Failure(NamedTuple):
+    """What is known of a failure beside its text.
+
+    Attributes:
+        raised: What was raised, its traceback from the task's own frame on; ``None`` if nothing was.
+        loaded: Whether the call could be loaded.
+        missing: The module that was missing when it could not.
+    """
+
+    raised: BaseException | None = None
+    loaded: bool = True
+    missing: str | None = None
+
+
+type Ended = tuple[Outcome, Failure | None]
+
+
+async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes: int | None) -> Ended:
     """Runs ``task`` and returns how it ended: on the loop what is async, in a thread the rest.
 
     Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
     included. The caller has to tell a cancellation from outside by itself.
+
+    Args:
+        task: What to run.
+        home: Has the serializer, which loads the call and dumps the result.
+        load: Loads, in a thread, what may hold the loop up: a large payload, and the first one of
+            its name, for that one may import modules.
+        run: Runs a plain function in a thread.
+        max_bytes: The largest result that can be stored.
 
     Raises:
         KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
@@ -82,17 +109,23 @@ async def execute(
     before = generation()
     serializer = home.serializer
     try:
-        call = load_call(serializer, task.payload, task.format)
+        if len(task.payload) >= LARGE_BYTES or task.name not in _names:
+            call, raised = await load(_in_context(load_call, serializer, task.payload, task.format))
+            if raised is not None:
+                raise raised
+            _names.add(task.name)
+        else:
+            call = load_call(serializer, task.payload, task.format)
     except BaseException as error:
-        return failure(task, error, "the payload cannot be loaded: ")
+        outcome, _ = failure(task, error, "the payload cannot be loaded: ")
+        return outcome, Failure(error, False, _missing(error))
     try:
         running.set(Running(task, call.context, home))
         func: Any = call.func
         if is_async(func):
             value = await func(*call.args, **call.kwargs)
         else:
-            run = functools.partial(contextvars.copy_context().run, _call, task, func, *call.args, **call.kwargs)
-            value, raised = await run_in_thread(run)
+            value, raised = await run(_in_context(_call, task, func, *call.args, **call.kwargs))
             if raised is not None:
                 raise raised
             if inspect.isawaitable(value):
@@ -112,47 +145,65 @@ def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs:
         end_if_forked(before, task)
 
 
-def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Outcome:
+def _in_context(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    return functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
+
+
+def _missing(error: BaseException | None) -> str | None:
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__  # of an import path that does not resolve
+    return None if error is None else error.name
+
+
+def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Ended:
     # The task has run: what is wrong with its result must not make it run again.
     try:
         result = serializer.dumps(value)
     except BaseException as error:
         return failure(task, error, "the task ran, but its result cannot be serialized: ")
     if max_bytes is not None and len(result) > max_bytes:
-        return Outcome(
-            task,
-            error=f"ValueError: the task ran, but its result takes {len(result)} bytes, more than "
+        too_large = (
+            f"ValueError: the task ran, but its result takes {len(result)} bytes, more than "
             f"the {max_bytes} that the backend allows: store the data elsewhere and return a "
-            "reference, or raise the limit",
+            "reference, or raise the limit"
         )
-    return Outcome(task, result)
+        return Outcome(task, error=too_large), Failure()
+    return Outcome(task, result), None
 
 
-def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Outcome:
+def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Ended:
     """Returns the failure of ``task`` as text, for an exception may not survive a pickle.
 
     Raises:
-        KeyboardInterrupt: That is what ``error`` is, and the task did not raise it.
+        KeyboardInterrupt: That is what ``error`` is, and the task did not raise it. Nothing else ever.
     """
     if isinstance(error, KeyboardInterrupt) and _is_of_user(error):
         raise error
     try:
+        return _described(task, error, prefix)
+    except BaseException:  # no memory, or a class whose name raises
+        return Outcome(task, error=INDESCRIBABLE), Failure(error)
+
+
+def _described(task: ReservedTask, error: BaseException, prefix: str) -> Ended:
+    try:
         message = str(error)
     except BaseException as reason:
         message = f"<str() of the exception raised {type(reason).__name__}>"
+    # From the task's own frame on: the reader is not interested in ours.
+    where = error.__traceback__
+    while where is not None and where.tb_next and where.tb_frame.f_globals.get("__name__", "").startswith("sitq."):
+        where = where.tb_next
     try:
-        # From the task's own frame on: the reader is not interested in ours.
-        where = error.__traceback__
-        while where is not None and where.tb_next and where.tb_frame.f_globals.get("__name__", "").startswith("sitq."):
-            where = where.tb_next
         formatted = "".join(traceback.format_exception(type(error), error, where))
     except BaseException:
         formatted = None
-    return Outcome(
+    outcome = Outcome(
         task,
         error=_text(f"{type(error).__qualname__}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
         traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
     )
+    return outcome, Failure(error.with_traceback(where))
 
 
 def _is_of_user(interrupt: KeyboardInterrupt) -> bool:

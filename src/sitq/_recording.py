@@ -1,21 +1,22 @@
 """Recording how tasks ended, until the backend takes it."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 
+from sitq._logs import SafeLogger
 from sitq._renewal import HeldTask
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
 
-logger = logging.getLogger("sitq.worker")
+logger = SafeLogger("sitq.worker")
 
 MOST_BATCHES = 2
 """How many batches may be under way: one that the backend is busy with, and the next one."""
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 5.0
+RELEASE_TRIES = 3
 
 
 class Recorder:
@@ -109,4 +110,21 @@ class Recorder:
                 task.task_id,
                 task.name,
                 task.attempt,
+            )
+
+
+async def give_back(backend: Backend, tasks: list[ReservedTask]) -> None:
+    """Releases ``tasks`` and empties the list; tried a few times, then left to the end of their leases."""
+    for again in reversed(range(RELEASE_TRIES if tasks else 0)):
+        giving = tasks.copy()
+        try:
+            await backend.release(giving)
+            del tasks[: len(giving)]
+            return
+        except Exception as error:
+            logger.warning(
+                "giving back %d tasks failed, %s: %s",
+                len(giving),
+                "trying again" if again else "their leases will end",
+                error,
             )

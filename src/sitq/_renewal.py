@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.errors import BackendError
 from sitq.models import ReservedTask
 
-logger = logging.getLogger("sitq.worker")
+logger = SafeLogger("sitq.worker")
 
 TICKS_PER_LEASE = 4
 """A lease is renewed when a quarter of it is over, and three more ticks may fail before its end."""
@@ -89,9 +90,13 @@ class Renewer:
         while not self._stopping.wait(self._tick_seconds) and not self._watched.is_closed():
             try:
                 self._tick()
-            except BaseException:  # whatever it was: without this thread every lease would lapse
-                with contextlib.suppress(Exception):
-                    logger.exception("renewing leases failed, trying again in %.1f seconds", self._tick_seconds)
+            except BaseException as error:  # whatever it was: without this thread every lease would lapse
+                logger.log(
+                    logging.ERROR,
+                    "renewing leases failed, trying again in %.1f seconds",
+                    self._tick_seconds,
+                    exc_info=error,
+                )
         self._loop.close()
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed
             self._watched.call_soon_threadsafe(self._ended.set)
@@ -115,7 +120,7 @@ class Renewer:
         for held in due:
             if (held.task.key, held.task.claim) not in refused:
                 held.renewed = now
-            elif not held.lost and held.aio is not None and not held.aio.done():
+            elif not held.lost and not (held.aio is not None and held.aio.done()):
                 held.lost = True
                 logger.warning(
                     "task %s (%s) lost its lease in attempt %d and may be run elsewhere; "

@@ -41,7 +41,9 @@ class TaskQueue(Operations):
         default_result_timeout: Seconds that :meth:`get_result` waits where it is not told;
             ``None`` waits until the task is finished.
         max_attempts: How often a task may be started before it is failed for the death of its
-            workers, at least 1. The last attempt runs alone in its worker: with 1, every task does.
+            workers, at least 1. A task that raises is never tried again, so this is no number of
+            retries. The last attempt runs alone in its worker: with 1, every task does, and the
+            worker's other slots stay empty.
 
     Raises:
         TypeError: A number is of the wrong type.

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 import threading
 import time
@@ -11,12 +10,14 @@ from types import FrameType
 from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
-from sitq._dispatch import Dispatcher, Settings
+from sitq._dispatch import Dispatcher
+from sitq._logs import SafeLogger
+from sitq._settings import Settings
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.serialization import CloudpickleSerializer, Serializer
 
-logger = logging.getLogger(__name__)
+logger = SafeLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 0.02
@@ -48,6 +49,9 @@ class Worker:
         lease: Seconds after which another worker may take a task that this one no longer renews.
         shutdown_timeout: Seconds that :meth:`stop` waits for running tasks before it cancels them
             and gives them back; ``None`` waits for as long as they take.
+        log_exceptions: Whether a task that raised is logged at error, with its exception and the
+            traceback (``exc_info``), instead of at warning with the exception's type only. Off
+            unless asked for, because messages tend to quote arguments.
 
     Raises:
         TypeError: A number is of the wrong type.
@@ -64,6 +68,7 @@ class Worker:
         batch_size: int | None = None,
         lease: float = 30.0,
         shutdown_timeout: float | None = None,
+        log_exceptions: bool = False,
     ) -> None:
         slots = check_count("max_concurrency", max_concurrency)
         self._settings = Settings(
@@ -74,6 +79,7 @@ class Worker:
             shutdown_timeout=(
                 None if shutdown_timeout is None else check_seconds("shutdown_timeout", shutdown_timeout)
             ),
+            log_exceptions=log_exceptions,
         )
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
@@ -166,6 +172,8 @@ class Worker:
 
         Raises:
             BackendError: The backend failed; what was run is recorded as far as possible.
+            SerializationError: Nothing that was tried could be loaded, because modules are missing
+                here: the rest of the queue is left as it is.
             RuntimeError: The worker is running already, or there is no thread for a plain function.
         """
         if self._here("drain") is not None:
@@ -174,6 +182,7 @@ class Worker:
         try:
             return await asyncio.shield(main)
         except asyncio.CancelledError:
+            self._request_stop()  # so that what runs is given back
             main.cancel()
             await asyncio.wait([main])
             raise

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from sitq import _logs
 from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
 from sitq.cli.durations import format_duration
 from sitq.models import Status
@@ -67,9 +68,7 @@ def _plain(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """Returns text of a task's that cannot give orders to a terminal; it may have several lines."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
+    return _logs.printable(text, keep="\n\t")
 
 
 def line(text: str) -> str:
