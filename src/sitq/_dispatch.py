@@ -13,7 +13,13 @@ from sitq._execution import Home, caller, execute, failure
 from sitq._logs import SafeLogger
 from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder, give_back
 from sitq._renewal import HeldTask, Renewer
-from sitq._settings import Settings
+from sitq._settings import (
+    CANCEL_GRACE_SECONDS,
+    NO_THREAD_PAUSE_SECONDS,
+    OVERLAP_FROM_SLOTS,
+    STEP_SECONDS,
+    Settings,
+)
 from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned, ThreadPool
 from sitq.backends.base import Backend
@@ -22,19 +28,6 @@ from sitq.models import Reservation, ReservedTask
 from sitq.serialization import Serializer
 
 logger = SafeLogger("sitq.worker")
-
-CANCEL_GRACE_SECONDS = 2.0
-"""How long a cancelled task may take to clean up before it is given back nevertheless."""
-
-OVERLAP_FROM_SLOTS = 48
-"""From how many slots on a reservation takes half of them, so that one half of the tasks runs while
-the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
-
-NO_THREAD_PAUSE_SECONDS = 1.0
-"""How long a worker takes nothing after the system gave it no thread."""
-
-STEP_SECONDS = 0.005
-"""For how long tasks are started one after the other before the host's loop gets a turn."""
 
 
 class Dispatcher:
@@ -99,7 +92,7 @@ class Dispatcher:
         self._wakeup.set()
 
     def cut_short(self) -> None:
-        """Has :meth:`finish` wait no longer for the running tasks."""
+        """Has :meth:`finish` wait no longer."""
         self._cut_short = True
         self._wakeup.set()
 
@@ -111,7 +104,7 @@ class Dispatcher:
 
     def running(self) -> list[HeldTask]:
         """Returns the tasks that have begun and have not ended."""
-        return [held for held in self._held if held.aio is not None and not held.aio.done()]
+        return [held for held in self._held if held.aio and not held.aio.done()]
 
     def runs_caller(self) -> bool:
         """Whether a running task, or what it started, is what calls."""
@@ -361,13 +354,12 @@ class Dispatcher:
 
     async def _cancel_running(self) -> None:
         self._cancelling = True
-        running = [(held, held.aio) for held in self.running() if held.aio]
-        for _, aio in running:
-            aio.cancel()
+        for held in self.running():
+            if held.aio is not None:
+                held.aio.cancel()
         await self._wait(lambda: not self._running, CANCEL_GRACE_SECONDS)
-        for held, aio in running:
-            if not aio.done():
-                self._leave(held)
+        for held in self.running():
+            self._leave(held)
 
     def _on_change(self) -> None:
         self._look = True
@@ -375,8 +367,7 @@ class Dispatcher:
 
     def _back_off(self, error: Exception) -> None:
         logger.warning("reserving failed, trying again in %.2f seconds: %s", self._retry_seconds, error)
-        # A pause, not only a time to look again: what wakes the worker would look at once, and where the file
-        # is polled for changes that is each try's own failed write.
+        # A pause, because a failed write can wake the worker as well, where the file is polled for changes.
         self._paused_until = self._loop.time() + self._retry_seconds
         self._look = True
         self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)

@@ -2,6 +2,19 @@
 
 from dataclasses import dataclass
 
+CANCEL_GRACE_SECONDS = 2.0
+"""How long a cancelled task may take to clean up before it is given back nevertheless."""
+
+OVERLAP_FROM_SLOTS = 48
+"""From how many slots on a reservation takes half of them, so that one half of the tasks runs while
+the backend is busy with the other. With fewer, a reservation costs more than the overlap gains."""
+
+NO_THREAD_PAUSE_SECONDS = 1.0
+"""How long a worker takes nothing after the system gave it no thread."""
+
+STEP_SECONDS = 0.005
+"""For how long tasks are started one after the other before the host's loop gets a turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -102,7 +102,7 @@ def test_the_pages_name_every_logger() -> None:
     used = set()
     for path in (ROOT / "src" / "sitq").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
-        for name in re.findall(r"getLogger\((.*?)\)", path.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?:get|Safe)Logger\((__name__|\".*?\")\)", path.read_text(encoding="utf-8")):
             used.add(module if name == "__name__" else name.strip("\"'"))
     for page in (DOCS / "workers.md", ROOT / "SPEC_v1.md"):
         named = set(re.findall(r"`(sitq(?:\.\w+)+)`", page.read_text(encoding="utf-8")))
