@@ -74,8 +74,7 @@ class Dispatcher:
         self._is_closed = False  # takes nothing, whatever slots are free
         self._stopping = False
         self._asked = False  # to stop, by somebody who may; otherwise the end is a death
-        self._cut_short = False
-        self._cancelling = False
+        self._cut_short = self._cancelling = False
         self.finished = 0
         """How many tasks were run to their end."""
         self._renewer = Renewer(backend, settings.lease, self._held.copy)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import opcode
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,9 +46,6 @@ class Running(NamedTuple):
     context: Mapping[str, Any]
     home: Home
 
-
-_names: set[str] = set()
-"""What was loaded in this process before: another task of that name imports nothing more."""
 
 running: ContextVar[Running | None] = ContextVar("sitq_running", default=None)
 caller = running.get
@@ -97,8 +95,9 @@ async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes
     Args:
         task: What to run.
         home: Has the serializer, which loads the call and dumps the result.
-        load: Loads, in a thread, what may hold the loop up: a large payload, and the first one of
-            its name, for that one may import modules.
+        load: Loads, in a thread, what may hold the loop up: a large payload, and one whose module
+            is not imported yet. Only such ones: tasks of one reservation that begin at different
+            moments end so, and the next reservations would take half of the slots each.
         run: Runs a plain function in a thread.
         max_bytes: The largest result that can be stored.
 
@@ -109,11 +108,10 @@ async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes
     before = generation()
     serializer = home.serializer
     try:
-        if len(task.payload) >= LARGE_BYTES or task.name not in _names:
+        if len(task.payload) >= LARGE_BYTES or task.name.partition(":")[0] not in sys.modules:
             call, raised = await load(_in_context(load_call, serializer, task.payload, task.format))
             if raised is not None:
                 raise raised
-            _names.add(task.name)
         else:
             call = load_call(serializer, task.payload, task.format)
     except BaseException as error:

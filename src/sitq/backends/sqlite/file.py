@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from sitq.backends.sqlite.patience import PatientConnection
 from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import install
 from sitq.errors import BackendError, BackendUnavailableError
+
+LOOK_SECONDS = 0.05
+"""How often the -wal file is looked for, beside each synced commit."""
 
 _never_closed: list[sqlite3.Connection] = []
 """Handles that the child of a fork inherited: closing them would write into the parent's file."""
@@ -44,6 +48,7 @@ class QueueFile:
         self._wal_identity: Identity | None = None
         self._is_guarded = False
         self._has_lost_its_wal = False
+        self._look_at = 0.0  # on the monotonic clock
         self.synchronous = ""
         """The level that was set last on the handle; empty for a new one."""
 
@@ -88,10 +93,10 @@ class QueueFile:
         finally:
             _forks.leave(self._holder)
 
-    def check(self) -> None:
+    def check(self, *, is_commit: bool = False) -> None:
         """Makes sure that the file still has its name: SQLite goes on writing into one that has none.
 
-        Looks for the -wal file as well; if it is away, :meth:`open` sees to it. May be called in any
+        Looks for the -wal file as well, now and then; if it is away, :meth:`open` sees to it. May be called in any
         thread: whoever queues the first job of a batch asks. On the connection's thread the system
         calls would hand the interpreter lock to the loop, just when SQLite could have started beside it.
 
@@ -101,7 +106,9 @@ class QueueFile:
         reason = None
         try:
             if self._identity is None or identity_of(self._path) == self._identity:
-                self._has_lost_its_wal = not self._has_its_wal()
+                if is_commit or time.monotonic() >= self._look_at:
+                    self._look_at = time.monotonic() + LOOK_SECONDS
+                    self._has_lost_its_wal = not self._has_its_wal()
                 return
         except OSError as error:
             reason = error
@@ -116,7 +123,7 @@ class QueueFile:
         Raises:
             BackendUnavailableError: It is not.
         """
-        self.check()
+        self.check(is_commit=True)
         if self._has_lost_its_wal and not self._rescue():
             raise BackendUnavailableError(
                 f"{self._path}-wal was replaced by another file while it was open, and what was written into it last "

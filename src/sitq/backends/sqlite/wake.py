@@ -15,9 +15,10 @@ POLL_SECONDS = 0.02
 LOOK_SECONDS = 1.0
 """How often it is looked for results although nothing was heard."""
 
-RESTS_PER_LOOK = 10.0
-"""How many times as long as a look the pause after it is: what thousands wait for is found in a
-tenth of the time of the connection."""
+RESTS_PER_LOOK = 20.0
+"""How many times as long as a look the pause after it is, so that looking takes a twentieth of the time."""
+
+LONGEST_REST_SECONDS = 0.05
 
 
 @functools.cache
@@ -166,12 +167,12 @@ class _Waiting:
         found.add_done_callback(functools.partial(self._found, ids, self._loop.time()))
 
     def _found(self, ids: Sequence[str], begun: float, found: asyncio.Future[tuple[Seen, Sequence[str]]]) -> None:
-        if found.cancelled() or found.exception() is not None:
-            ended = ids
-        else:
-            self._seen, ended = found.result()
+        seen, ended = (None, ids) if found.cancelled() or found.exception() else found.result()
+        # No rest after a commit of our own, which touches the file as well: what is waited for comes next.
+        rest = 0.0 if seen == self._seen else RESTS_PER_LOOK * (self._loop.time() - begun)
+        self._seen = seen
         self._call(ended)
-        self._loop.call_later(RESTS_PER_LOOK * (self._loop.time() - begun), self._rested)
+        self._loop.call_later(min(rest, LONGEST_REST_SECONDS), self._rested)
 
     def _rested(self) -> None:
         self._looking = False
