@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import assert_healthy
+from sitq import SQLiteBackend
+from sitq.backends.sqlite import guard
+from tests.faults import assert_healthy, connected
 from tests.scripts import run_script
 from tests.support import rows
 
@@ -377,3 +379,73 @@ mine.close()
         path,
     )
     assert [row["name"] for row in rows(path)] == ["mine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks that belong to a descriptor")
+def test_the_child_does_not_drop_the_lock_of_its_parent(path: Path) -> None:
+    """A queue was closed before the fork, while other code had the file open: each side takes a lock of its own."""
+    run_script(
+        PROLOGUE
+        + """
+mine = open(path, "xb", 0)  # as code does that keeps the file open; sitq keeps its descriptor then
+queue = SyncTaskQueue(SQLiteBackend(path))
+queue.enqueue(len, "a")
+queue.close()
+
+def child():
+    queue.enqueue(len, "b")
+    queue.close()
+
+queue.enqueue(len, "c")
+queue.close()
+child_pid = fork(child)
+queue.enqueue(len, "d")
+wait([child_pid])
+mine.close()  # drops the POSIX locks of this process
+look()
+assert os.path.exists(path + "-wal")
+queue.close()
+""",
+        path,
+    )
+    assert len(names(path)) == 4
+
+
+async def test_a_backend_without_a_lock_leaves_that_of_another_one_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one got no descriptor for it; when it closes, the second one's lock stays."""
+    first, second = SQLiteBackend(path), SQLiteBackend(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "hold", lambda *_: False)
+        await first.connect()
+    async with connected(second):
+        identity = guard.identity_of(str(path))
+        assert guard._guards[identity].users == 1
+        await first.close()
+        assert guard._guards[identity].users == 1
+
+
+def test_a_grandchild_is_refused_a_queue_in_memory_as_well() -> None:
+    """However many forks lie between, the queue is that of the process that made it."""
+    printed = run_script(
+        PROLOGUE
+        + """
+backend = SQLiteBackend(":memory:")
+
+async def store(task_id):
+    await backend.connect()
+    await backend.enqueue([NewTask(task_id, b"")])
+
+def grandchild():
+    try:
+        asyncio.run(store("grandchild"))
+    except BackendError as error:
+        print("in memory" in str(error))
+
+asyncio.run(store("first"))
+wait([fork(lambda: wait([fork(grandchild)]))])
+""",
+        ":memory:",
+    )
+    assert printed.strip() == "True"

@@ -19,7 +19,9 @@ from tests.worker_tasks import TellingBackend, block_at, gate, wait_at
 
 
 @contextlib.contextmanager
-def no_more_threads(monkeypatch: pytest.MonkeyPatch, prefix: str) -> Iterator[list[str]]:
+def no_more_threads(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, error: type[Exception] = RuntimeError
+) -> Iterator[list[str]]:
     """The system starts no thread whose name begins with ``prefix``; gives the names of those asked for."""
     asked: list[str] = []
     start = threading.Thread.start
@@ -28,7 +30,7 @@ def no_more_threads(monkeypatch: pytest.MonkeyPatch, prefix: str) -> Iterator[li
         if not thread.name.startswith(prefix):
             return start(thread)
         asked.append(thread.name)
-        raise RuntimeError("can't start new thread")
+        raise error("can't start new thread")
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
@@ -52,13 +54,19 @@ def no_more_descriptors() -> Iterator[None]:
             os.close(descriptor)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
 async def test_functions_that_get_no_thread_are_given_back_and_run_later(
-    queue: TaskQueue, path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    queue: TaskQueue,
+    path: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
 ) -> None:
     """Each runs once, as attempt 1, when there are threads again; meanwhile it is pending, and the log says why."""
     monkeypatch.setattr("sitq._dispatch.NO_THREAD_PAUSE_SECONDS", 0.05)
     async with Worker(SQLiteBackend(path), poll_interval=3600):
-        with no_more_threads(monkeypatch, "sitq-worker") as asked:
+        with no_more_threads(monkeypatch, "sitq-worker", error) as asked:
             ids = await queue.enqueue_many(partial(log_plain, runs, n) for n in range(5))
             await until(lambda: len(asked) >= 10 and {row["status"] for row in rows(path)} == {"pending"})
             assert {(row["status"], row["attempt"]) for row in rows(path)} == {("pending", 0)}

@@ -72,9 +72,8 @@ class Dispatcher:
         self._footing = Footing()
         self._paused_until = 0.0  # because there was no thread, or the backend failed
         self._is_closed = False  # takes nothing, whatever slots are free
-        self._stopping = False
+        self._stopping = self._cut_short = self._cancelling = False
         self._asked = False  # to stop, by somebody who may; otherwise the end is a death
-        self._cut_short = self._cancelling = False
         self.finished = 0
         """How many tasks were run to their end."""
         self._renewer = Renewer(backend, settings.lease, self._held.copy)
@@ -276,8 +275,9 @@ class Dispatcher:
         except KeyboardInterrupt as interrupt:
             # Later, by the loop: here it would come out of whatever has started the task.
             self._loop.call_soon(_raise, interrupt)
-            _reports.given_back(task, "was interrupted")
-            self._let_go(held, give_back=True)
+            if held in self._held:
+                _reports.given_back(task, "was interrupted")
+                self._let_go(held, give_back=True)
             return
         except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
             outcome, failed = failure(task, error)

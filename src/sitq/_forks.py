@@ -60,7 +60,8 @@ def leave(holder: Holder) -> None:
 
 def holders() -> list["Holder"]:
     """Returns who holds a file open now."""
-    return list(_in_use)
+    with _turn:
+        return list(_in_use)
 
 
 def begin_anew_in_child(begin_anew: Callable[[], None]) -> None:
@@ -86,7 +87,7 @@ def _before() -> None:
 def _after_in_parent() -> None:
     global _forks
     with _turn:
-        _forks -= 1
+        _forks = max(0, _forks - 1)
         _turn.notify_all()
 
 

@@ -49,9 +49,9 @@ class ThreadPool:
         self._waiting.append((future, function))
         try:
             self._call_thread()
-        except RuntimeError:
+        except Exception as error:
             self._waiting.clear()  # without a thread there is nothing else in it
-            raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         return future
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class ThreadPool:
                 self._called = True
                 try:
                     threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
-                except RuntimeError:
+                except Exception:  # a MemoryError as well
                     self._called = False
                     self._threads -= 1
                     if not self._threads:  # else one of the others comes to what waits when it is free

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import itertools
 import sqlite3
 import threading
@@ -124,7 +125,7 @@ class Connection:
     def _begin_in_child(self) -> None:
         self._thread._connection = None
         self._file.forget()
-        self._stayed_behind = self._path == ":memory:" and self._is_started
+        self._stayed_behind |= self._path == ":memory:" and self._is_started
         self._begin()
 
     async def close(self) -> None:
@@ -135,7 +136,6 @@ class Connection:
                 return
             ended: concurrent.futures.Future[None] = concurrent.futures.Future()
             self._send(partial(self._end, ended))
-            self._send(lambda: _STOP_RUNNING_SENTINEL)
         # Not stop() of aiosqlite's: its thread would die of a loop that is closed before it has answered.
         await asyncio.wrap_future(ended)
 
@@ -150,11 +150,11 @@ class Connection:
         self._thread._connection = None
         self._file.close()
 
-    def _end(self, ended: concurrent.futures.Future[None]) -> None:
-        try:
+    def _end(self, ended: concurrent.futures.Future[None]) -> object:
+        with contextlib.suppress(sqlite3.Error):
             self._let_go()
-        finally:
-            ended.set_result(None)
+        ended.set_result(None)
+        return _STOP_RUNNING_SENTINEL
 
     def settle(self) -> None:
         """Waits for what is queued, and has what stands in the -wal file written into the file itself."""

@@ -87,7 +87,7 @@ class QueueFile:
             if not checkpoint:
                 handle.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             handle.close()
-            if self._identity is not None and self._is_guarded:
+            if self._identity is not None:
                 guard.tidy(self._identity)
             self._is_guarded = False
         finally:
@@ -166,8 +166,7 @@ class QueueFile:
         self.synchronous = ""
         if not self._in_memory:
             self._identity = identity_of(self._path)
-            guard.hold(self._path, self._identity)
-            self._is_guarded = True
+            self._is_guarded = guard.hold(self._path, self._identity)
             handle.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()  # SQLite opens the -wal file
             with contextlib.suppress(FileNotFoundError):
                 self._wal_identity = identity_of(f"{self._path}-wal")

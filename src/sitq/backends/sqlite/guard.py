@@ -49,17 +49,19 @@ def identity_of(path: str | int) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def hold(path: str, identity: Identity) -> None:
-    """Locks the file for one more user in this process; does nothing on a system without such locks."""
+def hold(path: str, identity: Identity) -> bool:
+    """Locks the file for one more user in this process; returns whether there is one to release."""
     if sys.platform != "linux":
-        return
+        return False
     with _lock, contextlib.suppress(OSError):  # a file system without them, or no descriptor left
         guard = _guards.get(identity)
         if guard is None:
             guard = _guards[identity] = _Guard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        if not guard.users:
+            _set(guard, fcntl.F_RDLCK)  # before it is counted: where it fails, the next user tries again
         guard.users += 1
-        if guard.users == 1:
-            _set(guard, fcntl.F_RDLCK)
+        return True
+    return False
 
 
 def release(identity: Identity) -> None:
@@ -90,6 +92,11 @@ def begin_anew() -> None:
     global _lock
     _lock = threading.Lock()
     _guards.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # Also where no connection is alive to ask for it: a lock of a shared descriptor would be shared.
+    os.register_at_fork(after_in_child=begin_anew)
 
 
 def _set(guard: _Guard, kind: int) -> None:

@@ -19,6 +19,7 @@ RESTS_PER_LOOK = 20.0
 """How many times as long as a look the pause after it is, so that looking takes a twentieth of the time."""
 
 LONGEST_REST_SECONDS = 0.05
+"""What a look takes may be mostly the wait for its turn, while the connection waits for a lock."""
 
 
 @functools.cache
