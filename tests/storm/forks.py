@@ -26,6 +26,8 @@ from tests.support import DEADLINE_SECONDS, ROOT, Runs, log_plain, rows, start_p
 PROCESSES = 3
 """Worker processes of the server."""
 
+WORKING_SECONDS = 0.2
+
 APPLICATION = """
 import os, threading
 from pathlib import Path
@@ -64,8 +66,13 @@ def produce(path: Path, acknowledged: Runs, runs: Runs, inherited: SyncTaskQueue
 
 
 def work(path: Path) -> None:
-    """The child of a fork: runs what is due."""
-    asyncio.run(Worker(SQLiteBackend(path), lease=60).drain())
+    """The child of a fork: runs what is due, for a while, because its parent goes on enqueueing."""
+
+    async def serve() -> None:
+        async with Worker(SQLiteBackend(path), lease=60, shutdown_timeout=5):
+            await asyncio.sleep(WORKING_SECONDS)
+
+    asyncio.run(serve())
 
 
 def fork_and_enqueue(path: Path, acknowledged: Runs, runs: Runs, *, children: int) -> None:
@@ -200,6 +207,10 @@ def run(role: str, path: Path, acknowledged: Runs, runs: Runs, **settings: int) 
     """Runs one of the programs of this module to its end."""
     arguments = f"Path({str(path)!r}), Runs(Path({str(acknowledged.path)!r})), Runs(Path({str(runs.path)!r}))"
     code = f"from pathlib import Path\nfrom tests.support import Runs\nfrom tests.storm.forks import {role}\n"
-    process = start_python(f"{code}{role}({arguments}, **{settings})")
-    output, errors = process.communicate(timeout=DEADLINE_SECONDS * 5)
+    with start_python(f"{code}{role}({arguments}, **{settings})", start_new_session=True) as process:
+        try:
+            output, errors = process.communicate(timeout=DEADLINE_SECONDS * 5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children as well
+            raise
     assert (process.returncode, output, errors) == (0, "", "")
