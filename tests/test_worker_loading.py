@@ -40,12 +40,26 @@ async def value_of(queue: TaskQueue, task_id: str) -> Any:
 async def test_a_module_that_a_payload_needs_is_not_imported_on_the_loop(
     tmp_path: Path, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first task of a name is loaded in a thread; what it imports there holds up nobody."""
+    """A task whose module is not imported yet is loaded in a thread; what it imports there holds up nobody."""
     (tmp_path / "imported_by_a_payload.py").write_text(TELLS_ITS_THREAD)
     monkeypatch.syspath_prepend(tmp_path)
     async with TaskQueue(backend) as queue, Worker(backend):
         thread = await value_of(queue, await queue.enqueue("imported_by_a_payload:thread"))
     assert thread != threading.get_ident()
+
+
+async def test_a_slow_load_on_the_loop_is_warned_of(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What took longer than is allowed is named, and what did not is not."""
+    async with TaskQueue(backend) as queue, Worker(backend):
+        await value_of(queue, await queue.enqueue(echo, 1))
+        assert "held the event loop" not in caplog.text
+        monkeypatch.setattr("sitq._execution.SLOW_LOAD_SECONDS", -1.0)
+        task_id = await queue.enqueue(echo, 2)
+        await value_of(queue, task_id)
+    (said,) = [message for message in caplog.messages if "held the event loop" in message]
+    assert task_id in said
 
 
 async def test_a_large_payload_is_not_loaded_on_the_loop(backend: SQLiteBackend) -> None:

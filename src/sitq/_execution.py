@@ -8,17 +8,24 @@ import opcode
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from sitq._logs import SafeLogger
 from sitq._strays import end_if_forked, generation
 from sitq._threads import Returned
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
-from sitq.serialization import LARGE_BYTES, Serializer, is_plain_partial, load_call
+from sitq.serialization import LARGE_BYTES, Call, Serializer, is_plain_partial, load_call
+
+logger = SafeLogger("sitq.worker")
+
+SLOW_LOAD_SECONDS = 0.1
+"""What a payload may take to load on the loop before it is warned of: it imports what its arguments need."""
 
 ERROR_LIMIT_CHARACTERS = 10_000
 TRACEBACK_LIMIT_CHARACTERS = 100_000
@@ -113,7 +120,7 @@ async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes
             if raised is not None:
                 raise raised
         else:
-            call = load_call(serializer, task.payload, task.format)
+            call = _load(task, serializer)
     except BaseException as error:
         outcome, _ = failure(task, error, "the payload cannot be loaded: ")
         return outcome, Failure(error, False, _missing(error))
@@ -141,6 +148,20 @@ def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs:
         return func(*args, **kwargs)
     finally:
         end_if_forked(before, task)
+
+
+def _load(task: ReservedTask, serializer: Serializer) -> Call:
+    began = time.monotonic()
+    call = load_call(serializer, task.payload, task.format)
+    if (seconds := time.monotonic() - began) > SLOW_LOAD_SECONDS:
+        logger.warning(
+            "loading task %s (%s) held the event loop for %.2f seconds: import the modules of its arguments before the "
+            "worker starts",
+            task.task_id,
+            task.name,
+            seconds,
+        )
+    return call
 
 
 def _in_context(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[[], Any]:
