@@ -24,7 +24,7 @@ from sitq.serialization import LARGE_BYTES, Call, Serializer, is_plain_partial, 
 
 logger = SafeLogger("sitq.worker")
 
-SLOW_LOAD_SECONDS = 0.1
+SLOW_LOAD_SECONDS = 0.5
 """What a payload may take to load on the loop before it is warned of: it imports what its arguments need."""
 
 ERROR_LIMIT_CHARACTERS = 10_000
@@ -115,7 +115,7 @@ async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes
     before = generation()
     serializer = home.serializer
     try:
-        if len(task.payload) >= LARGE_BYTES or task.name.partition(":")[0] not in sys.modules:
+        if len(task.payload) >= LARGE_BYTES or not _is_imported(task.name.partition(":")[0]):
             call, raised = await load(_in_context(load_call, serializer, task.payload, task.format))
             if raised is not None:
                 raise raised
@@ -148,6 +148,12 @@ def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs:
         return func(*args, **kwargs)
     finally:
         end_if_forked(before, task)
+
+
+def _is_imported(name: str) -> bool:
+    module = sys.modules.get(name)
+    # One that another thread is importing just now is there already: asking for it would wait for that one.
+    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def _load(task: ReservedTask, serializer: Serializer) -> Call:
