@@ -266,7 +266,7 @@ async def main():
             with open(path, "rb") as file:  # drops every POSIX lock of this process on the file
                 file.read(16)
             look()
-        print(f"task-{n}")
+        print(f"task-{n}", flush=True)  # it is killed
 
 asyncio.run(main())
 os.kill(os.getpid(), 9)
