@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from sitq._admission import MAKING_ROOM_SECONDS, PAUSE_SECONDS, TRIES_TO_LOAD, Footing, LastAttempts
+from sitq.worker.admission import MAKING_ROOM_SECONDS, PAUSE_SECONDS, TRIES_TO_LOAD, Footing, LastAttempts
 
 SLOTS = 10
 TURN_SECONDS = 0.25

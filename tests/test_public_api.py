@@ -1,21 +1,18 @@
-"""What users import, the tree of errors, and the one way in which the modules import each other."""
+"""What users import, and the tree of errors."""
 
-import ast
 import importlib
 import inspect
 import re
-import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
 import sitq
 from tests.scripts import run_script
 from tests.support import ROOT
+from tests.test_rooms import MODULES, room
 
 PUBLIC = {
     "Backend",
@@ -52,83 +49,6 @@ ERRORS = {
     sitq.BackendCorruptError: sitq.BackendError,
     sitq.BackendVersionError: sitq.BackendError,
 }
-
-LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs", "sitq._refusals", "sitq._settings", "sitq._threads"},
-    {"sitq._signatures"},
-    {"sitq.models", "sitq._admission"},
-    {"sitq.serialization", "sitq._strays", "sitq.backends", "sitq.backends.base", "sitq.backends.inspect"},
-    {"sitq.backends.sqlite", "sitq._execution", "sitq._operations", "sitq._renewal"},
-    {"sitq._recording", "sitq._reports"},
-    {"sitq._dispatch"},
-    {"sitq.queue", "sitq.worker"},
-    {"sitq.sync"},
-    {"sitq._current"},
-    {"sitq"},
-    {"sitq.cli", "sitq.testing"},
-    {"sitq.__main__"},
-)
-"""The rooms from the bottom up: a module imports from lower layers only, or from its own package."""
-
-PACKAGES = ("sitq.backends.sqlite", "sitq.cli", "sitq.testing")
-"""The rooms that have several modules."""
-
-OF_OTHERS = {
-    "sitq.backends.sqlite": {"aiosqlite"},
-    "sitq.serialization": {"cloudpickle"},
-    "sitq.cli": {"click", "rich"},
-    "sitq.testing": {"pytest"},
-}
-"""What a room imports beside the standard library and sitq; the others nothing."""
-
-SOURCE = ROOT / "src"
-
-
-def modules() -> dict[str, Path]:
-    """Returns the modules of the package by name."""
-    found = {}
-    for path in sorted(SOURCE.glob("sitq/**/*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-def room(module: str) -> str:
-    """Returns the name under which ``module`` stands in LAYERS: its own, or that of its package."""
-    return next((package for package in PACKAGES if module.startswith(f"{package}.")), module)
-
-
-def imports(module: str) -> Iterator[str]:
-    """Gives the name of every module that ``module`` imports, anywhere in it."""
-    path = MODULES[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
-            origin = ".".join(filter(None, [base, node.module]))
-            for alias in node.names:
-                submodule = f"{origin}.{alias.name}"
-                yield submodule if submodule in MODULES else origin
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from (str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
-
-
-def inner_imports(module: str) -> set[str]:
-    """Returns what ``module`` imports of the package."""
-    return {name for name in imports(module) if name.partition(".")[0] == "sitq"}
-
-
-def layer(module: str) -> int:
-    """Returns the number of the layer in which ``module`` stands; one without a place stands above all."""
-    return next((number for number, names in enumerate(LAYERS) if room(module) in names), len(LAYERS))
-
-
-CORE = [module for module in MODULES if layer(module) <= layer("sitq")]
 
 
 def test_the_list_is_pinned() -> None:
@@ -178,7 +98,8 @@ def test_the_tree_of_errors_is_complete() -> None:
     """Every error class that the package defines stands in the tree and is public."""
     defined = {
         member
-        for module in CORE
+        for module in MODULES
+        if room(module) not in {"sitq.cli", "sitq.testing", "sitq.__main__"}
         for member in vars(importlib.import_module(module)).values()
         if isinstance(member, type) and issubclass(member, sitq.SitqError)
     }
@@ -189,61 +110,6 @@ def test_the_tree_of_errors_is_complete() -> None:
 def test_types_ship_with_the_package() -> None:
     """The marker that tells type checkers to read the annotations stands beside the modules."""
     assert (files("sitq") / "py.typed").is_file()
-
-
-def test_every_module_has_its_place() -> None:
-    """The layers name every module that there is, and none that there is not."""
-    assert {room(module) for module in MODULES} == set().union(*LAYERS)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module: str) -> None:
-    """A module imports from lower layers only, inside functions and for types as well."""
-    for imported in inner_imports(module):
-        assert imported in MODULES, f"{module} imports {imported}, which is not a module of the package"
-        assert room(imported) == room(module) or layer(imported) < layer(module), f"{module} imports {imported}"
-
-
-@pytest.mark.parametrize(("one", "other"), [("sitq.queue", "sitq.worker"), ("sitq.worker", "sitq.queue")])
-def test_queue_and_worker_never_import_each_other(one: str, other: str) -> None:
-    """Neither is reached from the other, over any number of modules."""
-    reached, todo = set(), [one]
-    while todo:
-        module = todo.pop()
-        if module not in reached:
-            reached.add(module)
-            todo += inner_imports(module)
-    assert other not in reached
-
-
-def test_only_queue_and_worker_import_a_concrete_backend() -> None:
-    """They build the default one; the command line reads a file that it may not write; the package exports it."""
-    users = {
-        module
-        for module in MODULES
-        if room(module) != "sitq.backends.sqlite"
-        and any(room(imported) == "sitq.backends.sqlite" for imported in inner_imports(module))
-    }
-    assert users == {"sitq", "sitq.queue", "sitq.worker", "sitq.cli.opening"}
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("sitq.backends")])
-def test_a_backend_never_loads_a_pickle(module: str) -> None:
-    """Nothing below ``sitq.backends`` imports pickle, cloudpickle, marshal or the serializers."""
-    assert not {"pickle", "_pickle", "cloudpickle", "marshal", "sitq.serialization"} & set(imports(module))
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_dependency_is_used_in_one_room(module: str) -> None:
-    """Beside the standard library, a module imports what its room is for; the core itself has two dependencies."""
-    outside = {imported.partition(".")[0] for imported in imports(module)} - sys.stdlib_module_names - {"sitq"}
-    assert outside <= OF_OTHERS.get(room(module), set())
-
-
-def test_what_a_dependency_is_for() -> None:
-    """One module of the core drives aiosqlite, and one imports cloudpickle."""
-    found = {(module, name) for module in CORE for name in imports(module) if name in {"aiosqlite", "cloudpickle"}}
-    assert found == {("sitq.backends.sqlite.connection", "aiosqlite"), ("sitq.serialization", "cloudpickle")}
 
 
 def test_the_dependencies_are_aiosqlite_and_cloudpickle() -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue
-from sitq._refusals import MEANT
-from sitq._signatures import check_call
-from sitq.serialization import make_call
+from sitq.serializers.calls import make_call
+from sitq.serializers.refusals import MEANT
+from sitq.serializers.signatures import check_call
 from tests.support import add, multiply, rows
 
 NAMES = ("a", "b", "c", "d")

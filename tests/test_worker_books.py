@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-import sitq._execution
+import sitq.worker.execution
 from sitq import CloudpickleSerializer, SQLiteBackend, TaskQueue, Worker, current_task
 from tests.support import DEADLINE_SECONDS, Runs, add, rows, start_python, until
 from tests.worker_tasks import FAR_AHEAD_SECONDS, TellingBackend, far_ahead, gate, wait_at
@@ -288,7 +288,7 @@ async def test_no_memory_for_the_description_is_a_failed_task(
     def no_memory(*_: object) -> NoReturn:
         raise MemoryError
 
-    monkeypatch.setattr(sitq._execution, "_text", no_memory)
+    monkeypatch.setattr(sitq.worker.execution, "_text", no_memory)
     await run_two_by_two(backend, queue, partial(add, 1, "2"))
 
 

@@ -138,7 +138,7 @@ async def test_stop_says_what_it_waits_for(
     queue: TaskQueue, backend: SQLiteBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Again and again, with the ids and names of some of the tasks, in a line of bounded length."""
-    monkeypatch.setattr("sitq.worker.FIRST_REPORT_SECONDS", 0.01)
+    monkeypatch.setattr("sitq.worker.worker.FIRST_REPORT_SECONDS", 0.01)
 
     def said() -> list[str]:
         return [message for message in caplog.messages if "stopping" in message]
@@ -168,7 +168,7 @@ async def test_a_stop_that_only_waits_for_the_file_says_so(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No task runs any more, and an outcome is not recorded yet."""
-    monkeypatch.setattr("sitq.worker.FIRST_REPORT_SECONDS", 0.01)
+    monkeypatch.setattr("sitq.worker.worker.FIRST_REPORT_SECONDS", 0.01)
     backend = SQLiteBackend(path)
     async with TaskQueue(SQLiteBackend(path)) as queue:
         worker = Worker(backend)
@@ -238,7 +238,7 @@ async def test_a_start_that_fails_after_the_store_was_opened_says_why_and_leaks_
         backend = SQLiteBackend(path)
         worker = Worker(backend)
         with monkeypatch.context() as patched:
-            patched.setattr("sitq._dispatch.ThreadPool", refuse)
+            patched.setattr("sitq.worker.dispatcher.ThreadPool", refuse)
             with pytest.raises(UnluckyError, match="no luck"):
                 await getattr(worker, begin)()
         assert backend._users == 0

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sitq import CloudpickleSerializer, SerializationError, SQLiteBackend, TaskQueue, Worker
-from sitq._admission import TRIES_TO_LOAD
-from sitq.serialization import LARGE_BYTES
+from sitq.serializers.base import LARGE_BYTES
+from sitq.worker.admission import TRIES_TO_LOAD
 from tests.support import DEADLINE_SECONDS, Runs, add, rows, until
 
 NEVER_SECONDS = 3600.0
@@ -55,7 +55,7 @@ async def test_a_slow_load_on_the_loop_is_warned_of(
     async with TaskQueue(backend) as queue, Worker(backend):
         await value_of(queue, await queue.enqueue(echo, 1))
         assert "held the event loop" not in caplog.text
-        monkeypatch.setattr("sitq._execution.SLOW_LOAD_SECONDS", -1.0)
+        monkeypatch.setattr("sitq.worker.execution.SLOW_LOAD_SECONDS", -1.0)
         task_id = await queue.enqueue(echo, 2)
         await value_of(queue, task_id)
     (said,) = [message for message in caplog.messages if "held the event loop" in message]
@@ -140,7 +140,7 @@ async def test_a_worker_in_the_wrong_place_waits_until_its_modules_are_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It says at error what is missing, gives back, looks again, and runs everything once it can."""
-    monkeypatch.setattr("sitq._admission.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sitq.worker.admission.PAUSE_SECONDS", 0.05)
     async with TaskQueue(backend) as queue:
         for _ in range(100):
             await queue.enqueue("module_that_comes_late:log", runs)

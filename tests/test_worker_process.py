@@ -47,8 +47,8 @@ assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] 
 """
 
 SERVE_TWICE = f"""
-import sitq.worker
-sitq.worker.SAME_SIGNAL_SECONDS = 60  # however slow the machine is
+import sitq.worker.worker
+sitq.worker.worker.SAME_SIGNAL_SECONDS = 60  # however slow the machine is
 def twice(number, frame):
     for _ in range(2):
         signal.raise_signal(signal.SIGTERM)

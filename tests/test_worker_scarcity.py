@@ -64,7 +64,7 @@ async def test_functions_that_get_no_thread_are_given_back_and_run_later(
     error: type[Exception],
 ) -> None:
     """Each runs once, as attempt 1, when there are threads again; meanwhile it is pending, and the log says why."""
-    monkeypatch.setattr("sitq._dispatch.NO_THREAD_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sitq.worker.dispatcher.NO_THREAD_PAUSE_SECONDS", 0.05)
     async with Worker(SQLiteBackend(path), poll_interval=3600):
         with no_more_threads(monkeypatch, "sitq-worker", error) as asked:
             ids = await queue.enqueue_many(partial(log_plain, runs, n) for n in range(5))
@@ -87,7 +87,7 @@ async def test_it_is_tried_again_after_a_pause_and_not_before(
     queue: TaskQueue, path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
     """What it gave back, and what comes meanwhile, does not make it look again before an hour is over."""
-    monkeypatch.setattr("sitq._dispatch.NO_THREAD_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr("sitq.worker.dispatcher.NO_THREAD_PAUSE_SECONDS", 3600.0)
     backend = TellingBackend(path)
     async with Worker(backend, poll_interval=0.01):
         await backend.looks(2)

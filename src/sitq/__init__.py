@@ -16,7 +16,7 @@ from sitq.errors import (
 )
 from sitq.models import NewTask, ReservedTask, Result, TaskId
 from sitq.queue import TaskQueue
-from sitq.serialization import CloudpickleSerializer, Serializer
+from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.sync import SyncTaskQueue
 from sitq.worker import Worker
 

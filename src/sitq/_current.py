@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sitq._execution import Home, Running, running
 from sitq.queue import TaskQueue
 from sitq.sync import SyncTaskQueue
+from sitq.worker.execution import Home, Running, running
 
 
 class CurrentTask(NamedTuple):

@@ -14,7 +14,9 @@ from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import SerializationError
 from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
-from sitq.serialization import Call, CloudpickleSerializer, Serializer, check_context, dump_call, make_call
+from sitq.serializers import CloudpickleSerializer, Serializer
+from sitq.serializers.calls import Call, check_context, make_call
+from sitq.serializers.envelope import dump_call
 
 LOOK_AGAIN_SECONDS = 5.0
 """The safety net of a waiting ``get_result``, which is woken when the result is written: a look for

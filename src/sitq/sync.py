@@ -15,7 +15,7 @@ from sitq.backends.base import Backend
 from sitq.errors import BackendError
 from sitq.models import Result, TaskId
 from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
-from sitq.serialization import Serializer
+from sitq.serializers.base import Serializer
 
 
 class SyncTaskQueue(SyncOperations):

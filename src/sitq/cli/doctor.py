@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from sitq.backends.inspect import Finding, Inspectable, PayloadFormat
 from sitq.errors import BackendError
-from sitq.serialization import BY_VALUE_MARK, CloudpickleSerializer
+from sitq.serializers.cloudpickle import BY_VALUE_MARK, CloudpickleSerializer
 
 _PYTHON = re.compile(r"(?:cpython|pypy|graalpy)-\d+\.\d+")
 

@@ -3,7 +3,8 @@
 import importlib
 from collections.abc import Iterable
 
-from sitq.serialization import Serializer, split_import_path
+from sitq.serializers.base import Serializer
+from sitq.serializers.calls import split_import_path
 
 
 class NotLoadedError(Exception):

@@ -8,7 +8,7 @@ import click
 
 from sitq._checks import check_positive_seconds
 from sitq.cli.durations import parse_duration
-from sitq.serialization import split_import_path
+from sitq.serializers.calls import split_import_path
 
 SHORTEST_PAUSE_SECONDS = 0.05
 MOST_PROCESSES = 1_000

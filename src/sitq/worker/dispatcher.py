@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from sitq import _reports
-from sitq._admission import Footing, LastAttempts
-from sitq._execution import Home, caller, execute, failure
 from sitq._logs import SafeLogger
-from sitq._recording import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder, give_back
-from sitq._renewal import HeldTask, Renewer
-from sitq._settings import (
+from sitq.backends.base import Backend
+from sitq.errors import SerializationError
+from sitq.executors.threads import Returned, ThreadPool
+from sitq.models import Reservation, ReservedTask
+from sitq.serializers.base import Serializer
+from sitq.worker import reports
+from sitq.worker.admission import Footing, LastAttempts
+from sitq.worker.execution import Home, caller, execute, failure
+from sitq.worker.recorder import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Recorder, give_back
+from sitq.worker.renewer import HeldTask, Renewer
+from sitq.worker.settings import (
     CANCEL_GRACE_SECONDS,
     NO_THREAD_PAUSE_SECONDS,
     OVERLAP_FROM_SLOTS,
     STEP_SECONDS,
     Settings,
 )
-from sitq._strays import end_if_forked, generation
-from sitq._threads import Returned, ThreadPool
-from sitq.backends.base import Backend
-from sitq.errors import SerializationError
-from sitq.models import Reservation, ReservedTask
-from sitq.serialization import Serializer
+from sitq.worker.strays import end_if_forked, generation
 
 logger = SafeLogger("sitq.worker")
 
@@ -276,7 +276,7 @@ class Dispatcher:
             # Later, by the loop: here it would come out of whatever has started the task.
             self._loop.call_soon(_raise, interrupt)
             if held in self._held:
-                _reports.given_back(task, "was interrupted")
+                reports.given_back(task, "was interrupted")
                 self._let_go(held, give_back=True)
             return
         except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
@@ -297,7 +297,7 @@ class Dispatcher:
         self._look |= self._until_empty  # it may have enqueued others
         self.finished += 1
         self._recorder.add(held, outcome)
-        _reports.ended(task, outcome.error, failed, log_exceptions=self._settings.log_exceptions)
+        reports.ended(task, outcome.error, failed, log_exceptions=self._settings.log_exceptions)
         if self._until_empty and self._footing.advice and self._error is None:
             self.stop()  # what is under way is given back
             self._error = SerializationError(self._footing.advice)
@@ -316,7 +316,7 @@ class Dispatcher:
             self._paused_until = self._loop.time() + NO_THREAD_PAUSE_SECONDS
             if self._until_empty:
                 self._error = error
-            _reports.given_back(held.task, f"got no thread to run in ({error})")
+            reports.given_back(held.task, f"got no thread to run in ({error})")
             self._let_go(held, give_back=True)
             raise
 
@@ -349,7 +349,7 @@ class Dispatcher:
     def _leave(self, held: HeldTask) -> None:
         """Lets go of a task that did not finish: of its lease only, if nobody has asked the worker to stop."""
         self._let_go(held, give_back=self._asked)
-        _reports.left(held, is_given_back=self._asked)
+        reports.left(held, is_given_back=self._asked)
 
     async def _cancel_running(self) -> None:
         self._cancelling = True

@@ -2,10 +2,10 @@
 
 import logging
 
-from sitq._execution import Failure
 from sitq._logs import SafeLogger
-from sitq._renewal import HeldTask
 from sitq.models import ReservedTask
+from sitq.worker.execution import Failure
+from sitq.worker.renewer import HeldTask
 
 logger = SafeLogger("sitq.worker")
 

@@ -10,14 +10,14 @@ from types import FrameType
 from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
-from sitq._dispatch import Dispatcher
 from sitq._logs import SafeLogger
-from sitq._settings import Settings
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.serialization import CloudpickleSerializer, Serializer
+from sitq.serializers import CloudpickleSerializer, Serializer
+from sitq.worker.dispatcher import Dispatcher
+from sitq.worker.settings import Settings
 
-logger = SafeLogger(__name__)
+logger = SafeLogger("sitq.worker")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 0.02

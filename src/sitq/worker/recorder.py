@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from sitq._logs import SafeLogger
-from sitq._renewal import HeldTask
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
+from sitq.worker.renewer import HeldTask
 
 logger = SafeLogger("sitq.worker")
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from sitq._refusals import instead
+from sitq.serializers.refusals import instead
 
 
 def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

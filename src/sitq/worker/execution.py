@@ -16,11 +16,13 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from sitq._logs import SafeLogger
-from sitq._strays import end_if_forked, generation
-from sitq._threads import Returned
 from sitq.backends.base import Backend
+from sitq.executors.threads import Returned
 from sitq.models import Outcome, ReservedTask
-from sitq.serialization import LARGE_BYTES, Call, Serializer, is_plain_partial, load_call
+from sitq.serializers.base import LARGE_BYTES, Serializer
+from sitq.serializers.calls import Call, is_plain_partial
+from sitq.serializers.envelope import load_call
+from sitq.worker.strays import end_if_forked, generation
 
 logger = SafeLogger("sitq.worker")
 
