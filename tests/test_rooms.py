@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
     {"sitq.models"},
-    {"sitq.serializers", "sitq.backends.base", "sitq.backends.inspect"},
+    {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect"},
     {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
@@ -117,10 +117,9 @@ def test_queue_and_worker_never_import_each_other(one: str, other: str) -> None:
 
 def test_few_rooms_name_a_backend() -> None:
     """All the others know the protocol only."""
-    backends = {name for name in ROOMS if name.startswith("sitq.backends.")} - {
-        "sitq.backends.base",
-        "sitq.backends.inspect",
-    }
+    protocols = layer("sitq.backends.base")
+    backends = {name for name in ROOMS if name.startswith("sitq.backends.") and layer(name) > protocols}
+    assert backends
     for backend in backends:
         users = {room(module) for module in MODULES if backend in map(room, inner_imports(module))}
         assert users - {backend} <= CONCRETE

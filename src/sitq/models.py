@@ -73,6 +73,22 @@ def from_micros(micros: int) -> datetime:
     return EPOCH + micros * MICROSECOND
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a store has to know of a task beyond when it is due, because it must find the task by it.
+
+    Each field belongs to an optional ability of a backend. A backend without that ability refuses the
+    task with a ``BackendError`` if the field is not at its default.
+
+    Attributes:
+        queue: The name of the task's queue; empty for the default one.
+        priority: From -100 to 100; of two due tasks the one with the higher priority is sooner.
+    """
+
+    queue: str = ""
+    priority: int = 0
+
+
 class NewTask(NamedTuple):
     """A task to be stored.
 
@@ -85,6 +101,7 @@ class NewTask(NamedTuple):
         max_attempts: How often the task may be started before it is failed, at least 1.
         delay: Seconds from when it is stored, by the store's clock, until it becomes due: in place
             of ``eta``; ``None`` means none.
+        extras: What optional abilities of the store need to know; ``None`` means nothing.
     """
 
     task_id: str
@@ -94,6 +111,7 @@ class NewTask(NamedTuple):
     eta: datetime | None = None
     max_attempts: int = 5
     delay: float | None = None
+    extras: Extras | None = None
 
 
 class ReservedTask(NamedTuple):
@@ -109,6 +127,9 @@ class ReservedTask(NamedTuple):
         attempt: The number of this run, from 1.
         max_attempts: The number of the last permitted run.
         enqueued_at: When the task was stored (aware, UTC).
+        failures: How many runs of this task have raised and were made due again by a policy.
+        started_at: When this run was reserved, by the store's clock (aware, UTC); ``None`` from a
+            backend that does not tell.
     """
 
     key: int | str
@@ -120,6 +141,8 @@ class ReservedTask(NamedTuple):
     attempt: int
     max_attempts: int
     enqueued_at: datetime
+    failures: int = 0
+    started_at: datetime | None = None
 
     @property
     def is_last_attempt(self) -> bool:
@@ -130,17 +153,29 @@ class ReservedTask(NamedTuple):
 class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
+    What stands behind these is for backends that list it in ``endings`` (see
+    ``sitq.backends.endings``); no other one is ever given it.
+
     Attributes:
         task: The task that was run.
         result: The serialized return value; ``None`` for a failure.
         error: ``"ExceptionType: message"``; ``None`` for a success.
-        traceback: The formatted traceback, where there is one.
+        traceback: The formatted traceback, if there is one.
+        retry_in: Seconds after which the task is due again; error and traceback are kept until then.
+            ``None``: this is the end of the task.
+        counts: Whether a run that is retried counts as one of the task's ``failures``.
+        cancelled: Whether the task ends as ``"cancelled"`` instead of ``"failed"``.
+        then: Tasks that are stored together with this outcome, or not at all if the claim does not hold.
     """
 
     task: ReservedTask
     result: bytes | None = None
     error: str | None = None
     traceback: str | None = None
+    retry_in: float | None = None
+    counts: bool = True
+    cancelled: bool = False
+    then: Sequence[NewTask] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,8 @@ class _FailureLog:
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         lost = await self._backend.mark_failure(outcomes)
-        for task, _, error, traceback in outcomes:
-            if task not in lost:
-                self.failures[task.task_id] = TaskFailedError(task.task_id, error or "", traceback)
+        for outcome in outcomes:
+            task_id = outcome.task.task_id
+            if outcome.task not in lost:
+                self.failures[task_id] = TaskFailedError(task_id, outcome.error or "", outcome.traceback)
         return lost

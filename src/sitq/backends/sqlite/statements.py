@@ -244,7 +244,7 @@ def reserve(now: int, limit: int, claim: int, until: int, alone: bool) -> Row:
 
 def finish(now: int, outcomes: Sequence[Outcome], status: Status) -> Iterator[Row]:
     """Records outcomes."""
-    for task, result, error, traceback in outcomes:
+    for task, result, error, traceback, *_ in outcomes:
         yield "finish", now, task.key, task.claim, None, status, result, error, traceback
 
 
