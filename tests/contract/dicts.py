@@ -168,7 +168,7 @@ class DictBackend:
     async def _finish(self, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
         def record(row: Row, now: float, n: int) -> None:
             row.finished_at = now
-            _, row.result, row.error, row.traceback = outcomes[n]
+            _, row.result, row.error, row.traceback, *_ = outcomes[n]
 
         lost = await self._each_held([outcome.task for outcome in outcomes], record)
         recorded = {
