@@ -127,9 +127,9 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes_up(
             before = rows(path)
             frozen.signal(pid, signal.SIGCONT)
             if late == "renewal":
-                await until(lambda: "lost its lease in attempt 1 and may be run elsewhere" in frozen.logged())
+                await until(lambda: "lost its lease in attempt 1: it may be run elsewhere" in frozen.logged())
             gate.touch()
-            await until(lambda: "had lost its lease: what attempt 1 returned changes nothing" in frozen.logged())
+            await until(lambda: "lost its lease in attempt 1: what it returned changes nothing" in frozen.logged())
             assert frozen.logged().count(task_id) >= 1
             assert rows(path) == before
             # Both serve on.

@@ -13,10 +13,16 @@ from tests.support import ROOT
 SOURCE = ROOT / "src"
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
+    {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs"},
     {"sitq.models"},
-    {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect"},
-    {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
+    {
+        "sitq.serializers",
+        "sitq.backends.base",
+        "sitq.backends.endings",
+        "sitq.backends.inspect",
+        "sitq.backends.leaving",
+    },
+    {"sitq.executors", "sitq.extensions", "sitq.backends.sqlite", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
     {"sitq._current"},

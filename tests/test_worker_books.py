@@ -248,17 +248,12 @@ class NoLength(CloudpickleSerializer):
 
 
 class NoLimit(SQLiteBackend):
-    """Breaks its promise: its limit raises, a few times."""
-
-    raises = 2
+    """Breaks its promise: its limit raises."""
 
     @property
     def max_payload_bytes(self) -> int | None:
         """Raises."""
-        self.raises -= 1
-        if self.raises >= 0:
-            raise ValueError("no limit")
-        return None
+        raise ValueError("no limit")
 
 
 async def run_two_by_two(backend: SQLiteBackend, queue: TaskQueue, call: Callable[[], Any], **options: Any) -> None:
@@ -297,10 +292,15 @@ async def test_a_serializer_that_breaks_its_promise_keeps_no_slot(queue: TaskQue
     await run_two_by_two(backend, queue, partial(add, 1, 2), serializer=NoLength())
 
 
-async def test_a_backend_whose_limit_raises_keeps_no_slot(path: Path, queue: TaskQueue) -> None:
-    """Whatever is raised between the reservation and the outcome, the task ends."""
-    backend = NoLimit(path)
-    await run_two_by_two(backend, queue, partial(add, 1, 2))
+@pytest.mark.parametrize("method", ["start", "drain"])
+async def test_a_backend_whose_limit_raises_runs_nothing(method: str, path: Path, queue: TaskQueue) -> None:
+    """The limit is read once, when the worker starts: then it says so, and no task is begun."""
+    task_id = await queue.enqueue(add, 1, 2)
+    with pytest.raises(ValueError, match="no limit"):
+        await getattr(Worker(NoLimit(path)), method)()
+    found = await queue.get(task_id)
+    assert found is not None
+    assert (found.status, found.attempt) == ("pending", 0)
 
 
 telling: list[TellingBackend] = []

@@ -238,7 +238,7 @@ async def test_a_start_that_fails_after_the_store_was_opened_says_why_and_leaks_
         backend = SQLiteBackend(path)
         worker = Worker(backend)
         with monkeypatch.context() as patched:
-            patched.setattr("sitq.worker.dispatcher.ThreadPool", refuse)
+            patched.setattr("sitq.worker.runner.ThreadPool", refuse)
             with pytest.raises(UnluckyError, match="no luck"):
                 await getattr(worker, begin)()
         assert backend._users == 0
@@ -268,7 +268,7 @@ def test_a_worker_whose_loop_was_closed_starts_anew(path: Path) -> None:
             async with worker:
                 works = await runs_a_task(queue)
                 assert backend._users == 1
-                assert [thread.name for thread in threading.enumerate()].count("sitq-renewal") == 1
+                await until(lambda: [thread.name for thread in threading.enumerate()].count("sitq-renewal") == 1)
             assert backend._users == 0
             return works
 

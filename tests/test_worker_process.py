@@ -381,7 +381,10 @@ async def test_ctrl_c_in_the_middle_of_a_task_ends_a_program_without_a_handler_o
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in error
     assert [(row["status"], row["attempt"], row["error"]) for row in rows(path)] == [("pending", 0, None)]
-    assert f"task {task_id} (tests.worker_tasks:block_loop_for_file) was interrupted" in process.log.read_text()
+    assert (
+        f"task {task_id} (tests.worker_tasks:block_loop_for_file) is given back: it was interrupted"
+        in process.log.read_text()
+    )
 
 
 @pytest.mark.parametrize("task", [interrupt, interrupt_on_the_loop])

@@ -347,7 +347,7 @@ def test_a_loop_that_ends_without_stop_tries_a_refused_outcome_once_more(
     path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where asyncio.run() cancels everything between two tries to record an outcome, it is recorded at the end."""
-    monkeypatch.setattr("sitq.worker.recorder.FIRST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("sitq.worker.recorder.FIRST_DELAY_SECONDS", 3600.0)
 
     async def main() -> None:
         backend = RefusesOnce(path)

@@ -1,15 +1,50 @@
-"""A pool of threads for plain functions that wakes as few threads as it can."""
+"""Threads for plain functions: as few of them are woken as can be."""
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-type Returned = tuple[Any, BaseException | None]
-"""What a function returned, or what it raised."""
+from sitq.executors.base import NoThreadError, Returned
+from sitq.executors.strays import end_if_forked, generation
+from sitq.models import ReservedTask
+from sitq.serializers.calls import Call
+
+
+class ThreadExecutor:
+    """Runs plain functions in threads of the worker's process, one for each slot at most."""
+
+    def start(self, slots: int) -> "CallPool":
+        """Makes the pool for one start of a worker; its threads are started as they are needed."""
+        return CallPool(ThreadPool(slots, "sitq-worker"))
+
+
+class CallPool:
+    """Runs the calls of tasks in the threads of a pool, each in a copy of its task's context."""
+
+    def __init__(self, threads: "ThreadPool") -> None:
+        self._threads = threads
+
+    def submit(self, task: ReservedTask, call: Call) -> asyncio.Future[Returned]:
+        """Runs ``call`` in a thread; see :class:`~sitq.executors.base.Pool`."""
+        return self._threads.submit(partial(contextvars.copy_context().run, _run, task, call))
+
+    def close(self) -> None:
+        """Ends the threads: the idle ones now, the others when their function returns."""
+        self._threads.close()
+
+
+def _run(task: ReservedTask, call: Call) -> Any:
+    before = generation()
+    try:
+        return call.func(*call.args, **call.kwargs)  # type: ignore[operator]  # import paths are resolved by now
+    finally:
+        end_if_forked(before, task)
 
 
 class ThreadPool:
@@ -43,7 +78,7 @@ class ThreadPool:
         """Runs ``function`` in a thread; the future never raises what it raised.
 
         Raises:
-            RuntimeError: There is no thread, and none can be started; ``function`` will not be run.
+            NoThreadError: There is no thread, and none can be started; ``function`` will not be run.
         """
         future: asyncio.Future[Returned] = self._loop.create_future()
         self._waiting.append((future, function))
@@ -51,7 +86,7 @@ class ThreadPool:
             self._call_thread()
         except Exception as error:
             self._waiting.clear()  # without a thread there is nothing else in it
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            raise NoThreadError(f"{type(error).__name__}: {error}") from error
         return future
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import opcode
 import signal
@@ -12,29 +11,33 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
-from sitq.executors.threads import Returned
+from sitq.executors.base import NoThreadError, Pool, Returned
+from sitq.executors.strays import end_if_forked, generation
+from sitq.extensions.base import Run
 from sitq.models import Outcome, ReservedTask
 from sitq.serializers.base import LARGE_BYTES, Serializer
 from sitq.serializers.calls import Call, is_plain_partial
 from sitq.serializers.envelope import load_call
-from sitq.worker.strays import end_if_forked, generation
+from sitq.worker.extending import CallAround
+from sitq.worker.held import HeldTask
 
 logger = SafeLogger("sitq.worker")
 
 SLOW_LOAD_SECONDS = 0.5
 """What a payload may take to load on the loop before it is warned of: it imports what its arguments need."""
 
-ERROR_LIMIT_CHARACTERS = 10_000
-TRACEBACK_LIMIT_CHARACTERS = 100_000
+MAX_ERROR_CHARACTERS = 10_000
+MAX_TRACEBACK_CHARACTERS = 100_000
 INDESCRIBABLE = "Exception: what the task raised cannot be described: its class or its text raises as well"
 
-type Run = Callable[[Callable[[], Any]], Awaitable[Returned]]
-"""Runs a function in a thread."""
+type Load = Callable[[Callable[[], Any]], Awaitable[Returned]]
+"""Runs a function in a thread that loads payloads."""
 
 
 class Home:
@@ -67,7 +70,7 @@ def is_async(func: Callable[..., Any]) -> bool:
     """
     while is_plain_partial(func):
         func = func.func
-    if isinstance(func, functools.partial):  # of a class that is called in a way of its own
+    if isinstance(func, partial):  # of a class that is called in a way of its own
         func = func.__call__
     if isinstance(func, FunctionType) and func.__code__.co_flags & inspect.CO_COROUTINE:
         return True  # nearly always, and ten times as fast as asking inspect
@@ -78,78 +81,113 @@ def is_async(func: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
 
 
+type Kind = Literal["raised", "unloadable", "result", "no thread"]
+
+
 class Failure(NamedTuple):
     """What is known of a failure beside its text.
 
     Attributes:
-        raised: What was raised, its traceback from the task's own frame on; ``None`` if nothing was.
-        loaded: Whether the call could be loaded.
-        missing: The module that was missing when it could not.
+        kind: ``"raised"``: by the function, or by what was around it. ``"unloadable"``: the call could
+            not be loaded. ``"result"``: the result cannot be stored. ``"no thread"``: the call was not
+            begun, because there was no thread for it.
+        error: What was raised, its traceback from the task's own frame on; ``None`` if nothing was.
+        missing: The module that was missing, if the call could not be loaded for that.
     """
 
-    raised: BaseException | None = None
-    loaded: bool = True
+    kind: Kind
+    error: BaseException | None = None
     missing: str | None = None
 
 
 type Ended = tuple[Outcome, Failure | None]
 
 
-async def execute(task: ReservedTask, home: Home, load: Run, run: Run, max_bytes: int | None) -> Ended:
-    """Runs ``task`` and returns how it ended: on the loop what is async, in a thread the rest.
+class Surroundings(NamedTuple):
+    """What runs the tasks of a worker.
 
-    Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
-    included. The caller has to tell a cancellation from outside by itself.
-
-    Args:
-        task: What to run.
+    Attributes:
         home: Has the serializer, which loads the call and dumps the result.
         load: Loads, in a thread, what may hold the loop up: a large payload, and one whose module
             is not imported yet. Only such ones: tasks of one reservation that begin at different
             moments end so, and the next reservations would take half of the slots each.
-        run: Runs a plain function in a thread.
-        max_bytes: The largest result that can be stored.
+        pool: Runs plain functions.
+        around: Calls the function with everything around it; ``None``: there is nothing.
+        max_bytes: The largest result that can be stored; ``None``: there is no limit.
+    """
+
+    home: Home
+    load: Load
+    pool: Pool
+    around: CallAround | None
+    max_bytes: int | None
+
+
+async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
+    """Runs a task and returns how it ended: on the loop what is async, in the pool the rest.
+
+    Whatever the task raises is its failure: ``SystemExit`` and a ``CancelledError`` of its own
+    included. The caller has to tell a cancellation from outside by itself.
 
     Raises:
         KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
             of the task's.
     """
+    task, (home, load, pool, around, max_bytes) = held.task, surroundings
     before = generation()
-    serializer = home.serializer
     try:
-        if len(task.payload) >= LARGE_BYTES or not _is_imported(task.name.partition(":")[0]):
-            call, raised = await load(_in_context(load_call, serializer, task.payload, task.format))
-            if raised is not None:
-                raise raised
+        if len(task.payload) < LARGE_BYTES and _is_imported(task.name.partition(":")[0]):
+            call = _load(task, home.serializer)
         else:
-            call = _load(task, serializer)
+            call = await _load_in_thread(task, home.serializer, load)
+    except NoThreadError as error:
+        return failure(task, error, kind="no thread")
     except BaseException as error:
-        outcome, _ = failure(task, error, "the payload cannot be loaded: ")
-        return outcome, Failure(error, False, _missing(error))
+        return failure(task, error, "the payload cannot be loaded: ", kind="unloadable")
     try:
         running.set(Running(task, call.context, home))
-        func: Any = call.func
-        if is_async(func):
-            value = await func(*call.args, **call.kwargs)
-        else:
-            value, raised = await run(_in_context(_call, task, func, *call.args, **call.kwargs))
+        if around is None:
+            value, raised = await _call(held, call, pool)
             if raised is not None:
                 raise raised
-            if inspect.isawaitable(value):
-                value = await value
+        else:
+            value = await around(Run(task, call), partial(_call_inside, held, pool))
+    except NoThreadError as error:
+        return failure(task, error, kind="no thread")
     except BaseException as error:
         return failure(task, error)
     finally:
         end_if_forked(before, task)
-    return _success(task, value, serializer, max_bytes)
+    return _success(task, value, home.serializer, max_bytes)
 
 
-def _call(task: ReservedTask, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    before = generation()
-    try:
-        return func(*args, **kwargs)
-    finally:
-        end_if_forked(before, task)
+async def _call(held: HeldTask, call: Call, pool: Pool) -> Returned:
+    func: Any = call.func
+    if is_async(func):
+        return await func(*call.args, **call.kwargs), None
+    future = pool.submit(held.task, call)
+    held.in_thread = True
+    # Not raised here: a StopIteration cannot come out of a coroutine.
+    value, error = await future
+    held.in_thread = False
+    return await value if inspect.isawaitable(value) else value, error
+
+
+async def _call_inside(held: HeldTask, pool: Pool, run: Run) -> Any:
+    value, error = await _call(held, run.call, pool)
+    if error is not None:
+        raise error
+    return value
+
+
+async def _load_in_thread(task: ReservedTask, serializer: Serializer, load: Load) -> Call:
+    function = partial(load_call, serializer, task.payload, task.format)
+    # In a copy of the context: what the payload's own code sets is not for the task.
+    call, error = await load(partial(contextvars.copy_context().run, function))
+    if error is not None:
+        raise error
+    loaded: Call = call
+    return loaded
 
 
 def _is_imported(name: str) -> bool:
@@ -172,10 +210,6 @@ def _load(task: ReservedTask, serializer: Serializer) -> Call:
     return call
 
 
-def _in_context(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-    return functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
-
-
 def _missing(error: BaseException | None) -> str | None:
     while error is not None and not isinstance(error, ModuleNotFoundError):
         error = error.__cause__  # of an import path that does not resolve
@@ -187,32 +221,39 @@ def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: 
     try:
         result = serializer.dumps(value)
     except BaseException as error:
-        return failure(task, error, "the task ran, but its result cannot be serialized: ")
+        return failure(task, error, "the task ran, but its result cannot be serialized: ", kind="result")
     if max_bytes is not None and len(result) > max_bytes:
         too_large = (
             f"ValueError: the task ran, but its result takes {len(result)} bytes, more than "
             f"the {max_bytes} that the backend allows: store the data elsewhere and return a "
             "reference, or raise the limit"
         )
-        return Outcome(task, error=too_large), Failure()
+        return Outcome(task, error=too_large), Failure("result")
     return Outcome(task, result), None
 
 
-def failure(task: ReservedTask, error: BaseException, prefix: str = "") -> Ended:
-    """Returns the failure of ``task`` as text, for an exception may not survive a pickle.
+def failure(task: ReservedTask, error: BaseException, prefix: str = "", *, kind: Kind = "raised") -> Ended:
+    """Returns the failure of ``task`` as text, because an exception may not survive a pickle.
+
+    Args:
+        task: The task.
+        error: What was raised.
+        prefix: Said before the text of ``error``.
+        kind: As in :class:`Failure`.
 
     Raises:
         KeyboardInterrupt: That is what ``error`` is, and the task did not raise it. Nothing else ever.
     """
     if isinstance(error, KeyboardInterrupt) and _is_of_user(error):
         raise error
+    missing = _missing(error) if kind == "unloadable" else None
     try:
-        return _described(task, error, prefix)
+        return _described(task, error, prefix), Failure(kind, error, missing)
     except BaseException:  # no memory, or a class whose name raises
-        return Outcome(task, error=INDESCRIBABLE), Failure(error)
+        return Outcome(task, error=INDESCRIBABLE), Failure(kind, error, missing)
 
 
-def _described(task: ReservedTask, error: BaseException, prefix: str) -> Ended:
+def _described(task: ReservedTask, error: BaseException, prefix: str) -> Outcome:
     try:
         message = str(error)
     except BaseException as reason:
@@ -221,16 +262,16 @@ def _described(task: ReservedTask, error: BaseException, prefix: str) -> Ended:
     where = error.__traceback__
     while where is not None and where.tb_next and where.tb_frame.f_globals.get("__name__", "").startswith("sitq."):
         where = where.tb_next
+    error.__traceback__ = where
     try:
-        formatted = "".join(traceback.format_exception(type(error), error, where))
+        formatted = "".join(traceback.format_exception(error))
     except BaseException:
         formatted = None
-    outcome = Outcome(
+    return Outcome(
         task,
-        error=_text(f"{type(error).__qualname__}: {prefix}{message}", ERROR_LIMIT_CHARACTERS),
-        traceback=formatted and _text(formatted, TRACEBACK_LIMIT_CHARACTERS),
+        error=_text(f"{type(error).__qualname__}: {prefix}{message}", MAX_ERROR_CHARACTERS),
+        traceback=formatted and _text(formatted, MAX_TRACEBACK_CHARACTERS),
     )
-    return outcome, Failure(error.with_traceback(where))
 
 
 def _is_of_user(interrupt: KeyboardInterrupt) -> bool:

@@ -4,18 +4,19 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
+from sitq._delays import Delays
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.models import Outcome, ReservedTask
-from sitq.worker.renewer import HeldTask
+from sitq.worker.extending import Events
+from sitq.worker.held import HeldTask
+from sitq.worker.settings import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS
 
 logger = SafeLogger("sitq.worker")
 
-MOST_BATCHES = 2
+MAX_BATCHES = 2
 """How many batches may be under way: one that the backend is busy with, and the next one."""
 
-FIRST_RETRY_SECONDS = 0.05
-LAST_RETRY_SECONDS = 5.0
 RELEASE_TRIES = 3
 
 
@@ -25,22 +26,28 @@ class Recorder:
     Args:
         backend: Where they are recorded.
         on_recorded: Called with the tasks that need not be held any more; there may be room for another batch.
+        events: Told of the tasks that were not held any more.
+
+    Attributes:
+        added: How many outcomes it was given.
     """
 
-    def __init__(self, backend: Backend, on_recorded: Callable[[Iterable[HeldTask]], None]) -> None:
+    def __init__(self, backend: Backend, on_recorded: Callable[[Iterable[HeldTask]], None], events: Events) -> None:
         self._backend = backend
         self._on_recorded = on_recorded
+        self._events = events
+        self.added = 0
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[HeldTask, Outcome]] = []
         self._batches: set[asyncio.Task[None]] = set()
         self._under_way = 0  # batches that are not recorded yet
-        self._refused = 0  # outcomes that the backend has refused so far
+        self._failed = 0  # outcomes that the backend has not taken at the first try
         self._give_up_at: float | None = None
 
     @property
     def behind(self) -> int:
         """How many outcomes keep a slot taken, because the backend is not busy with them yet."""
-        return len(self._waiting) + self._refused
+        return len(self._waiting) + self._failed
 
     @property
     def idle(self) -> bool:
@@ -49,11 +56,12 @@ class Recorder:
 
     def add(self, held: HeldTask, outcome: Outcome) -> None:
         """Takes an outcome; :meth:`flush` hands it on."""
+        self.added += 1
         self._waiting.append((held, outcome))
 
     def flush(self) -> None:
         """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
-        if self._waiting and self._under_way < MOST_BATCHES:
+        if self._waiting and self._under_way < MAX_BATCHES:
             batch, self._waiting = self._waiting, []
             # Eager: it is in the backend's queue before the reservation that follows.
             self._under_way += 1
@@ -67,28 +75,27 @@ class Recorder:
 
     async def _record(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
         outcomes = [outcome for _, outcome in batch]
-        delay, refused = FIRST_RETRY_SECONDS, 0
+        delays, failed = Delays(FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS), 0
         try:
             while True:
                 try:
-                    self._tell_lost(await self._mark(outcomes))
+                    self._report(await self._mark(outcomes))
                     break
                 except Exception as error:
-                    self._refused += len(batch) - refused
-                    refused = len(batch)
+                    self._failed += len(batch) - failed
+                    failed = len(batch)
                     if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
-                        logger.error("%d outcomes are not recorded; their tasks will run again: %s", refused, error)
+                        logger.error("%d outcomes are not recorded; their tasks will run again: %s", failed, error)
                         break
-                    logger.warning("recording %d outcomes failed, trying again: %s", refused, error)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LAST_RETRY_SECONDS)
+                    logger.warning("recording %d outcomes failed, trying again: %s", failed, error)
+                await asyncio.sleep(delays.next())
         except BaseException:
             # The loop ends, and nobody stopped the worker: its end has the last word.
             self._waiting[:0] = batch
             batch = []
             raise
         finally:
-            self._refused -= refused
+            self._failed -= failed
             self._under_way -= 1
             self._on_recorded(held for held, _ in batch)
 
@@ -99,18 +106,13 @@ class Recorder:
         calls = [self._backend.mark_failure(failures)]
         if len(failures) < len(outcomes):
             calls.append(self._backend.mark_success([outcome for outcome in outcomes if outcome.error is None]))
-        # Both are queued before the reservation that follows, or it would find their slots taken.
+        # Both are queued before the reservation that follows, which would find their slots taken otherwise.
         marking = [asyncio.Task(call, loop=self._loop, eager_start=True) for call in calls]
-        return [task for lost in await asyncio.gather(*marking) for task in lost]
+        return [task for not_held in await asyncio.gather(*marking) for task in not_held]
 
-    def _tell_lost(self, tasks: Iterable[ReservedTask]) -> None:
-        for task in tasks:
-            logger.warning(
-                "task %s (%s) had lost its lease: what attempt %d returned changes nothing",
-                task.task_id,
-                task.name,
-                task.attempt,
-            )
+    def _report(self, not_held: Iterable[ReservedTask]) -> None:
+        for task in not_held:
+            self._events.emit("not_held", task, reason="what it returned changes nothing")
 
 
 async def give_back(backend: Backend, tasks: list[ReservedTask]) -> None:

@@ -16,13 +16,22 @@ STEP_SECONDS = 0.005
 """For how long tasks are started one after the other before the host's loop gets a turn."""
 
 
+FIRST_DELAY_SECONDS = 0.05
+MAX_DELAY_SECONDS = 5.0
+"""Between two tries of what the backend has not taken, doubled each time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The numbers of a worker, checked; times in seconds."""
+    """The numbers of one run of a worker, checked; times in seconds.
+
+    Attributes:
+        until_empty: Whether the run ends when nothing is due and nothing is running.
+    """
 
     max_concurrency: int
     poll_interval: float
     batch_size: int
     lease: float
     shutdown_timeout: float | None
-    log_exceptions: bool = False
+    until_empty: bool = False

@@ -5,7 +5,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Self
 
@@ -13,8 +14,12 @@ from sitq._checks import check_count, check_positive_seconds, check_seconds
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
+from sitq.executors import Executor, ThreadExecutor
+from sitq.extensions.base import Extension
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.worker.dispatcher import Dispatcher
+from sitq.worker.extending import check_extensions, entered_beside
+from sitq.worker.reports import TaskLog
 from sitq.worker.settings import Settings
 
 logger = SafeLogger("sitq.worker")
@@ -52,9 +57,12 @@ class Worker:
         log_exceptions: Whether a task that raised is logged at error, with its exception and the
             traceback (``exc_info``), instead of at warning with the exception's type only. Off
             unless asked for, because messages tend to quote arguments.
+        executor: Where plain functions run; ``None`` means in threads of this process.
+        extensions: What is put around the runs of tasks and goes on beside them, the first outermost;
+            see ``sitq.extensions``.
 
     Raises:
-        TypeError: A number is of the wrong type.
+        TypeError: An argument is of the wrong type.
         ValueError: A number is out of range.
     """
 
@@ -69,6 +77,8 @@ class Worker:
         lease: float = 30.0,
         shutdown_timeout: float | None = None,
         log_exceptions: bool = False,
+        executor: Executor | None = None,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         slots = check_count("max_concurrency", max_concurrency)
         self._settings = Settings(
@@ -79,8 +89,11 @@ class Worker:
             shutdown_timeout=(
                 None if shutdown_timeout is None else check_seconds("shutdown_timeout", shutdown_timeout)
             ),
-            log_exceptions=log_exceptions,
         )
+        if executor is not None and not isinstance(executor, Executor):
+            raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
+        self._executor = ThreadExecutor() if executor is None else executor
+        self._extensions = (TaskLog(log_exceptions=log_exceptions), *check_extensions(extensions))
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
         self._main: asyncio.Task[int] | None = None
@@ -239,21 +252,28 @@ class Worker:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
         await self._backend.connect()
         try:
-            dispatcher = self._dispatcher = Dispatcher(self._backend, self._serializer, self._settings)
-            await self._work(dispatcher, started, drain=drain)
+            async with entered_beside(self._extensions, self._backend):
+                dispatcher = self._dispatcher = Dispatcher(
+                    self._backend,
+                    self._serializer,
+                    replace(self._settings, until_empty=drain),
+                    self._executor,
+                    self._extensions,
+                )
+                await self._work(dispatcher, started)
         finally:
             if asyncio._get_running_loop() is not None:  # else the loop is closed, and this collected as garbage
                 await self._backend.close()
         return dispatcher.finished
 
-    async def _work(self, dispatcher: Dispatcher, started: asyncio.Future[None], *, drain: bool) -> None:
+    async def _work(self, dispatcher: Dispatcher, started: asyncio.Future[None]) -> None:
         timeout = self._settings.shutdown_timeout
         try:
             logger.info("worker started, %d slots", self._settings.max_concurrency)
             if self._stopping:
                 dispatcher.stop()
             started.set_result(None)
-            await dispatcher.serve(until_empty=drain)
+            await dispatcher.serve()
         except GeneratorExit:  # the loop was closed: nothing can be awaited any more
             raise
         except BaseException:

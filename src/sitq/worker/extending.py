@@ -1,0 +1,87 @@
+"""What a worker does with its extensions."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from sitq._logs import SafeLogger
+from sitq.backends.base import Backend
+from sitq.extensions.base import Around, Beside, Event, EventKind, Extension, Listener, Run
+from sitq.models import ReservedTask
+
+logger = SafeLogger("sitq.worker")
+
+type CallAround = Callable[[Run, Callable[[Run], Awaitable[Any]]], Awaitable[Any]]
+"""Makes a run with everything around it that there is, and returns what its function returns."""
+
+
+def check_extensions(extensions: Sequence[Extension]) -> tuple[Extension, ...]:
+    """Returns the extensions.
+
+    Raises:
+        TypeError: One of them has none of the methods of an extension.
+    """
+    for extension in extensions:
+        if isinstance(extension, type) or not isinstance(extension, (Around, Beside, Listener)):
+            what = f"the class {extension.__name__}" if isinstance(extension, type) else type(extension).__name__
+            raise TypeError(f"an extension is an object with around(), beside() or on_event(), not {what}")
+    return tuple(extensions)
+
+
+def call_around(extensions: Sequence[Extension]) -> CallAround | None:
+    """Returns what calls a function with the extensions around it, the first outermost; ``None`` without any."""
+    arounds = [extension.around for extension in extensions if isinstance(extension, Around)]
+    if not arounds:
+        return None
+
+    async def call(run: Run, inside: Callable[[Run], Awaitable[Any]]) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            for around in arounds:
+                await stack.enter_async_context(around(run))
+            return await inside(run)
+
+    return call
+
+
+@contextlib.asynccontextmanager
+async def entered_beside(extensions: Sequence[Extension], backend: Backend) -> AsyncIterator[None]:
+    """Enters what goes on beside a worker, in order, and leaves it in reverse."""
+    async with contextlib.AsyncExitStack() as stack:
+        for extension in extensions:
+            if isinstance(extension, Beside):
+                await stack.enter_async_context(extension.beside(backend))
+        yield
+
+
+class Events:
+    """Tells listeners what happens to a worker's tasks; none of them can harm one.
+
+    Args:
+        listeners: Who is told, in this order.
+    """
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = tuple(listener.on_event for listener in listeners)
+        self._blamed: set[int] = set()
+
+    def emit(
+        self,
+        kind: EventKind,
+        task: ReservedTask,
+        *,
+        seconds: float | None = None,
+        reason: str = "",
+        error: BaseException | None = None,
+    ) -> None:
+        """Tells of something that happened to ``task``; never raises."""
+        self.send(Event(kind, task.task_id, task.name, task.attempt, seconds, reason, error))
+
+    def send(self, event: Event) -> None:
+        """Hands on an event; never raises."""
+        for number, listener in enumerate(self._listeners):
+            try:
+                listener(event)
+            except BaseException as error:  # SystemExit as well: the worker is in the middle of something
+                if number not in self._blamed:
+                    self._blamed.add(number)
+                    logger.log(40, "a listener failed on an event, which is logged once", exc_info=error)

@@ -1,0 +1,103 @@
+"""Starting the runs of tasks, and what they run in."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sitq.executors.base import Executor
+from sitq.executors.strays import end_if_forked, generation
+from sitq.executors.threads import ThreadPool
+from sitq.worker.execution import Ended, Home, Surroundings, execute, failure
+from sitq.worker.extending import CallAround, Events
+from sitq.worker.held import HeldTask
+from sitq.worker.settings import STEP_SECONDS, Settings
+
+type OnEnd = Callable[[HeldTask, Ended | None], object]
+"""Told how a run ended; ``None``: the user interrupted it."""
+
+
+class Runner:
+    """Runs tasks, each as an asyncio task of its own.
+
+    Args:
+        home: Where the tasks come from.
+        settings: The worker's numbers.
+        executor: Where plain functions run.
+        around: Calls a function with what the extensions put around it; ``None``: nothing.
+        events: Told what happens to the tasks.
+        on_end: Told of each end.
+
+    Attributes:
+        events: As given.
+        is_starting: Whether the tasks of a reservation are being started just now.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        executor: Executor,
+        around: CallAround | None,
+        events: Events,
+        on_end: OnEnd,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lease = settings.lease
+        self.events = events
+        self._on_end = on_end
+        self._generation = generation()
+        self.is_starting = False
+        # A thread of its own: the first tasks of a module would take a thread each from the others otherwise.
+        self._loader = ThreadPool(1, "sitq-loader")
+        self._pool = executor.start(settings.max_concurrency)
+        self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, home.backend.max_payload_bytes)
+
+    def check_process(self) -> None:
+        """Ends the child of a fork in which the loop goes on, because a coroutine forked and came back."""
+        end_if_forked(self._generation)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.close()
+        self._loader.close()
+
+    async def start_all(self, taken: Sequence[HeldTask], is_over: Callable[[], bool]) -> None:
+        """Starts tasks in turn; gives the host's loop a turn now and then.
+
+        Args:
+            taken: The tasks.
+            is_over: Whether no more are to be started.
+        """
+        turn_at = time.monotonic() + STEP_SECONDS
+        self.is_starting = True
+        try:
+            for held in taken:
+                if (now := time.monotonic()) > turn_at:
+                    await asyncio.sleep(0)
+                    turn_at = (now := time.monotonic()) + STEP_SECONDS
+                if is_over():  # perhaps by one of them
+                    break
+                if held.not_held or now - held.renewed >= self._lease:
+                    continue  # another worker may hold it
+                asyncio.Task(self._run(held), loop=self._loop, eager_start=True)
+        finally:
+            self.is_starting = False
+
+    async def _run(self, held: HeldTask) -> None:
+        held.aio, held.began = asyncio.current_task(), self._loop.time()
+        self.events.emit("started", held.task)
+        ended: Ended | None
+        try:
+            ended = await execute(held, self._surroundings)
+        except KeyboardInterrupt as interrupt:
+            # Later, by the loop: here it would come out of whatever has started the task.
+            self._loop.call_soon(_raise, interrupt)
+            ended = None
+        except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
+            ended = failure(held.task, error)
+        self._on_end(held, ended)
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
