@@ -37,6 +37,10 @@ class SafeLogger:
         self.warning = partial(self.log, logging.WARNING)
         self.error = partial(self.log, logging.ERROR)
 
+    def is_enabled(self, level: int) -> bool:
+        """Returns whether what is logged at ``level`` would be handed to anybody."""
+        return self._logger.isEnabledFor(level)
+
     def log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Logs ``message % args``; in ``args`` everything but numbers is turned into printable text."""
         try:

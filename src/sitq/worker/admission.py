@@ -82,6 +82,11 @@ class LastAttempts:
             self.held += found
             self._warn()
 
+    def removed(self, tasks: Sequence[ReservedTask]) -> None:
+        """Takes that tasks are not held any more."""
+        if self.held:
+            self.held -= sum(task.is_last_attempt for task in tasks)
+
     def seen(self, is_waiting: bool, oldest: float, now: float) -> None:
         """Takes what a reservation has left.
 
@@ -281,21 +286,17 @@ class Admission:
         self._running -= 1
         self._is_wanted |= self._settings.until_empty  # it may have enqueued others
 
-    def removed(self, task: ReservedTask, *, has_ended: bool) -> None:
-        """Takes that a task is not held any more.
-
-        Args:
-            task: The task.
-            has_ended: Whether :meth:`ended` was called for it; otherwise it is given back or left, and
-                may be due again.
-        """
-        self._held -= 1
-        if task.is_last_attempt:
-            self.last_attempts.held -= 1
-        if not has_ended:
-            self._running -= 1
-            self._is_wanted = True
+    def recorded(self, tasks: Sequence[ReservedTask]) -> None:
+        """Takes that tasks that have ended are not held any more."""
+        self._held -= len(tasks)
+        self.last_attempts.removed(tasks)
         self._want_if_empty()
+
+    def let_go(self, task: ReservedTask) -> None:
+        """Takes that a task that has not ended is not held any more; it may be due again."""
+        self._running -= 1
+        self.recorded((task,))
+        self._is_wanted = True
 
     def _want_if_empty(self) -> None:
         if not self._held and self.last_attempts.waiting_since is not None:

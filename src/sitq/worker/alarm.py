@@ -52,7 +52,7 @@ class Alarm:
         self._rung.clear()
 
     async def sleep_until(self, moment: float) -> None:
-        """Sleeps until it rings, and at most until ``moment`` of the loop's clock, at which something may have changed."""
+        """Sleeps until it rings; at ``moment`` of the loop's clock it rings by itself, as for a change."""
         timer = None if moment == math.inf else self._loop.call_at(moment, self._changed)
         try:
             await self._rung.wait()

@@ -19,6 +19,7 @@ from sitq.worker.extending import Events, call_around
 from sitq.worker.held import HeldTask, HeldTasks
 from sitq.worker.recorder import Recorder, give_back
 from sitq.worker.renewer import Renewer
+from sitq.worker.reports import TaskLog
 from sitq.worker.runner import Runner
 from sitq.worker.settings import CANCEL_GRACE_SECONDS, NO_THREAD_PAUSE_SECONDS, Settings
 from sitq.worker.shutdown import Shutdown
@@ -59,7 +60,8 @@ class Dispatcher:
         self._admission = Admission(settings, self._loop.time())
         self._alarm = Alarm(backend, self._admission.changed)
         home, around = Home(backend, serializer), call_around(extensions)
-        events = Events([extension for extension in extensions if isinstance(extension, Listener)])
+        listeners = [extension for extension in extensions if isinstance(extension, Listener)]
+        events = Events(TaskLog(log_exceptions=settings.log_exceptions), listeners)
         self._runner = Runner(home, settings, executor, around, events, self._ended)
         self._recorder = Recorder(backend, self._recorded, events)
         self._reservations: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
@@ -252,9 +254,9 @@ class Dispatcher:
         return True
 
     def _recorded(self, recorded: Iterable[HeldTask]) -> None:
-        for held in recorded:
-            self._held.remove(held)
-            self._admission.removed(held.task, has_ended=True)
+        tasks = [*recorded]
+        self._held.remove(*tasks)
+        self._admission.recorded([held.task for held in tasks])
         # A reservation that is under way looks after the rest.
         if self._recorder.behind or not self._admission.is_reserving:
             self._alarm.ring()
@@ -281,7 +283,7 @@ class Dispatcher:
 
     def _remove(self, held: HeldTask) -> None:
         self._held.remove(held)
-        self._admission.removed(held.task, has_ended=False)
+        self._admission.let_go(held.task)
         self._alarm.ring()
 
     async def _cancel_running(self) -> None:

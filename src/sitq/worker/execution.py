@@ -146,12 +146,14 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
         return failure(task, error, "the payload cannot be loaded: ", kind="unloadable")
     try:
         running.set(Running(task, call.context, home))
-        if around is None:
-            value, raised = await _call(held, call, pool)
+        if around is not None:
+            value = await around(Run(task, call), partial(_call, held, pool))
+        elif is_async(func := call.func):  # type: ignore[arg-type]  # its import path was resolved
+            value = await func(*call.args, **call.kwargs)  # type: ignore[operator]
+        else:
+            value, raised = await _call_in_pool(held, pool, call)
             if raised is not None:
                 raise raised
-        else:
-            value = await around(Run(task, call), partial(_call_inside, held, pool))
     except NoThreadError as error:
         return failure(task, error, kind="no thread")
     except BaseException as error:
@@ -161,23 +163,23 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
     return _success(task, value, home.serializer, max_bytes)
 
 
-async def _call(held: HeldTask, call: Call, pool: Pool) -> Returned:
-    func: Any = call.func
+async def _call(held: HeldTask, pool: Pool, run: Run) -> Any:
+    func: Any = run.call.func
     if is_async(func):
-        return await func(*call.args, **call.kwargs), None
+        return await func(*run.call.args, **run.call.kwargs)
+    value, error = await _call_in_pool(held, pool, run.call)
+    if error is not None:
+        raise error
+    return value
+
+
+async def _call_in_pool(held: HeldTask, pool: Pool, call: Call) -> Returned:
     future = pool.submit(held.task, call)
     held.in_thread = True
     # Not raised here: a StopIteration cannot come out of a coroutine.
     value, error = await future
     held.in_thread = False
     return await value if inspect.isawaitable(value) else value, error
-
-
-async def _call_inside(held: HeldTask, pool: Pool, run: Run) -> Any:
-    value, error = await _call(held, run.call, pool)
-    if error is not None:
-        raise error
-    return value
 
 
 async def _load_in_thread(task: ReservedTask, serializer: Serializer, load: Load) -> Call:

@@ -1,6 +1,7 @@
 """What a worker does with its extensions."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.extensions.base import Around, Beside, Event, EventKind, Extension, Listener, Run
 from sitq.models import ReservedTask
+from sitq.worker.reports import TaskLog
 
 logger = SafeLogger("sitq.worker")
 
@@ -54,34 +56,39 @@ async def entered_beside(extensions: Sequence[Extension], backend: Backend) -> A
 
 
 class Events:
-    """Tells listeners what happens to a worker's tasks; none of them can harm one.
+    """Tells who listens what happens to a worker's tasks; no listener can harm one.
 
     Args:
-        listeners: Who is told, in this order.
+        log: Is told first.
+        listeners: Who is told then, in this order.
     """
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = tuple(listener.on_event for listener in listeners)
+    def __init__(self, log: TaskLog, listeners: Sequence[Listener]) -> None:
+        self._log = log
+        self._listeners = [listener.on_event for listener in listeners]
         self._blamed: set[int] = set()
 
     def emit(
         self,
         kind: EventKind,
         task: ReservedTask,
-        *,
         seconds: float | None = None,
         reason: str = "",
         error: BaseException | None = None,
     ) -> None:
         """Tells of something that happened to ``task``; never raises."""
-        self.send(Event(kind, task.task_id, task.name, task.attempt, seconds, reason, error))
+        if self._listeners or self._log.is_heard(kind):  # else it is not worth to be made
+            self.send(Event(kind, task.task_id, task.name, task.attempt, seconds, reason, error))
 
     def send(self, event: Event) -> None:
         """Hands on an event; never raises."""
-        for number, listener in enumerate(self._listeners):
+        self._log.on_event(event)
+        for number, on_event in enumerate(self._listeners):
             try:
-                listener(event)
+                on_event(event)
             except BaseException as error:  # SystemExit as well: the worker is in the middle of something
                 if number not in self._blamed:
                     self._blamed.add(number)
-                    logger.log(40, "a listener failed on an event, which is logged once", exc_info=error)
+                    logger.log(
+                        logging.ERROR, "a listener failed on an event; this is logged once for it", exc_info=error
+                    )

@@ -54,9 +54,10 @@ class HeldTasks:
         self._since.update(dict.fromkeys(added, now))
         return added
 
-    def remove(self, held: HeldTask) -> None:
-        """Holds a task no longer."""
-        del self._since[held]
+    def remove(self, *removed: HeldTask) -> None:
+        """Holds tasks no longer."""
+        for held in removed:
+            del self._since[held]
 
     def oldest(self) -> float | None:
         """Returns since when the oldest of them is held; ``None`` if there is none."""

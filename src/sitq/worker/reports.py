@@ -1,11 +1,14 @@
-"""What a worker logs of its tasks: a listener like any other."""
+"""What a worker logs of its tasks, as a listener to its events."""
 
 import logging
 
 from sitq._logs import SafeLogger
-from sitq.extensions.base import Event
+from sitq.extensions.base import Event, EventKind
 
 logger = SafeLogger("sitq.worker")
+
+
+AT_INFO = frozenset({"started", "succeeded"})
 
 
 class TaskLog:
@@ -18,6 +21,10 @@ class TaskLog:
 
     def __init__(self, *, log_exceptions: bool) -> None:
         self._log_exceptions = log_exceptions
+
+    def is_heard(self, kind: EventKind) -> bool:
+        """Returns whether an event of this kind would be logged."""
+        return kind not in AT_INFO or logger.is_enabled(logging.INFO)
 
     def on_event(self, event: Event) -> None:
         """Logs an event as one line."""

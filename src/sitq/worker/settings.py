@@ -34,4 +34,5 @@ class Settings:
     batch_size: int
     lease: float
     shutdown_timeout: float | None
+    log_exceptions: bool = False
     until_empty: bool = False

@@ -19,7 +19,6 @@ from sitq.extensions.base import Extension
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.worker.dispatcher import Dispatcher
 from sitq.worker.extending import check_extensions, entered_beside
-from sitq.worker.reports import TaskLog
 from sitq.worker.settings import Settings
 
 logger = SafeLogger("sitq.worker")
@@ -89,11 +88,12 @@ class Worker:
             shutdown_timeout=(
                 None if shutdown_timeout is None else check_seconds("shutdown_timeout", shutdown_timeout)
             ),
+            log_exceptions=log_exceptions,
         )
         if executor is not None and not isinstance(executor, Executor):
             raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
         self._executor = ThreadExecutor() if executor is None else executor
-        self._extensions = (TaskLog(log_exceptions=log_exceptions), *check_extensions(extensions))
+        self._extensions = check_extensions(extensions)
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
         self._main: asyncio.Task[int] | None = None
