@@ -18,6 +18,7 @@ from sitq.cli.opening import ask
 from sitq.cli.options import IDS, JSON, NARROWING, PATH
 from sitq.cli.supervisor import Supervisor, check, logger
 from sitq.cli.watch import watch as watch_backend
+from sitq.models import STATUSES
 
 type Refused = dict[str, str | None]
 """The status of each task that was left as it is; ``None`` where there is no such task."""
@@ -165,7 +166,7 @@ def status(path: Path, as_json: bool) -> None:
 
 @root.command("list")
 @PATH
-@click.option("--status", type=click.Choice(render.STATUSES), help="Only tasks of this status.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only tasks of this status.")
 @NARROWING
 @click.option(
     "--limit",

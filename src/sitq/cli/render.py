@@ -16,9 +16,8 @@ from rich.text import Text
 from sitq import _logs
 from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
 from sitq.cli.durations import format_duration
-from sitq.models import Status
+from sitq.models import STATUSES
 
-STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
 STYLES = {"pending": "cyan", "in_progress": "blue", "success": "green", "failed": "red", "cancelled": "yellow"}
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 WIDTH_WITHOUT_TERMINAL = 1_000_000

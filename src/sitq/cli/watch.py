@@ -12,6 +12,7 @@ from rich.text import Text
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.cli import render
 from sitq.cli.durations import format_duration
+from sitq.models import STATUSES
 
 RUNNING_SHOWN = 10
 LARGEST_SHARE = 0.2
@@ -61,7 +62,7 @@ def _show_json(counts: Counts, running: Sequence[TaskInfo]) -> None:
 
 def _line(counts: Counts) -> Text:
     oldest = "-" if counts.oldest_waiting is None else format_duration(counts.oldest_waiting)
-    numbers = " ".join(f"{status}={getattr(counts, status)}" for status in render.STATUSES)
+    numbers = " ".join(f"{status}={getattr(counts, status)}" for status in STATUSES)
     return Text(
         f"{datetime.now(UTC):%H:%M:%S} {numbers} oldest={oldest} enqueued/min={counts.enqueued_last_minute} "
         f"succeeded/min={counts.succeeded_last_minute} failed/min={counts.failed_last_minute}"
