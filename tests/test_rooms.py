@@ -13,7 +13,7 @@ from tests.support import ROOT
 SOURCE = ROOT / "src"
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
+    {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs", "sitq._signals"},
     {"sitq.models"},
     {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect"},
     {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
