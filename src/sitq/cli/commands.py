@@ -105,6 +105,11 @@ def root(ctx: click.Context) -> None:
     help="The serializer of the application, or what makes it.",
 )
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
+@click.option(
+    "--log-exceptions",
+    is_flag=True,
+    help="Log a failed task at error, with its exception and the traceback. Messages tend to quote arguments.",
+)
 def worker(path: Path, processes: int, quiet: bool, **settings: Any) -> None:
     """Run tasks until SIGTERM or SIGINT (Ctrl-C).
 
