@@ -212,6 +212,46 @@ asyncio.run(store(backend, "third"))
     assert_healthy(path)
 
 
+def test_an_interrupt_that_comes_while_a_fork_waits_is_not_lost(path: Path) -> None:
+    """The child has its queue all the same, and the parent gets the KeyboardInterrupt once it has forked."""
+    printed = run_script(
+        PROLOGUE
+        + """
+import signal
+from sitq import _forks
+
+class Interrupts(threading.Condition):
+    # As if Ctrl-C were pressed when the fork has just begun to wait.
+    interrupted = False
+
+    def wait_for(self, *arguments):
+        if not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(signal.SIGINT)
+        return super().wait_for(*arguments)
+
+queue = SyncTaskQueue(SQLiteBackend(path))
+queue.enqueue(len, "a")
+_forks._turn = Interrupts()
+children = []
+try:
+    children.append(fork(lambda: queue.enqueue(len, "b")))
+    print("forked")
+    threading.Event().wait(20)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+wait(children)
+queue.enqueue(len, "c")
+queue.close()
+""",
+        path,
+    )
+    assert printed.split() == ["forked", "interrupted"]
+    assert len(names(path)) == 3
+    assert_healthy(path)
+
+
 def test_a_queue_in_memory_stays_with_the_parent() -> None:
     """The child gets a clear error, and the parent keeps its tasks."""
     printed = run_script(
