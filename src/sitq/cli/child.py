@@ -49,7 +49,7 @@ class ChildSettings:
         check: Whether it only sees if the serializer can be loaded.
         label: What it is called in the log.
         lifeline: A descriptor that comes to its end when the supervisor ends or dies; ``None``
-            where descriptors cannot be handed on.
+            if descriptors cannot be handed on.
     """
 
     path: str
@@ -82,12 +82,12 @@ def configure_logging(label: str, *, quiet: bool) -> None:
 def add_current_folder() -> None:
     """Lets tasks be imported from the current folder, as if Python had been started there."""
     folder = os.getcwd()
-    if folder not in sys.path:  # where PYTHONSAFEPATH is set
+    if folder not in sys.path:  # if PYTHONSAFEPATH is set
         sys.path.insert(0, folder)
 
 
 def main() -> None:
-    """Runs a worker until it is told to stop; the status is 1 where the file cannot be used.
+    """Runs a worker until it is told to stop; the status is 1 if the file cannot be used.
 
     It is 78 if that will not change by trying again.
     """

@@ -45,7 +45,7 @@ class Supervisor:
         A second signal kills them and ends this process at once, by the signal's default action.
 
         Returns:
-            0 where every process ended well, else 1.
+            0 if every process ended well, else 1.
         """
         signals = stop_signals(
             self._stop,
@@ -83,7 +83,7 @@ class Supervisor:
         return True
 
     async def _run_child(self, number: int, settings: ChildSettings) -> int | None:
-        """Runs one process to its end; returns its status, ``None`` where it could not be started."""
+        """Runs one process to its end; returns its status, ``None`` if it could not be started."""
         try:
             child = await _start(settings)
         except OSError as error:
@@ -124,10 +124,10 @@ class Supervisor:
 class Lifeline:
     """A pipe that nobody writes to: who holds its reading end learns that the supervisor ends.
 
-    Also where it is killed and cannot tell anyone.
+    Also if it is killed and cannot say so.
 
     Attributes:
-        reading: The descriptor to hand on; ``None`` where descriptors cannot be handed on.
+        reading: The descriptor to hand on; ``None`` if descriptors cannot be handed on.
     """
 
     def __init__(self) -> None:
