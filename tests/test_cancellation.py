@@ -161,7 +161,7 @@ async def test_a_cancelled_reservation_does_not_cost_its_neighbours_their_answer
 
     class Tells(Clock):
         def __call__(self) -> float:
-            begun.set()  # asked at the beginning of each hop
+            begun.set()  # asked at the beginning of each batch
             return super().__call__()
 
     backend = SQLiteBackend(path, clock=Tells())
