@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,25 @@ class Clock:
     def __call__(self) -> float:
         """Returns the time in seconds since 1970."""
         return self.now
+
+
+class Waits:
+    """Stands for the module ``time`` where a lock is waited for, and tells how often that was done."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._waited = threading.Semaphore(0)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps, and counts it."""
+        self._waited.release()
+        time.sleep(seconds)
+
+    def several(self) -> None:
+        """Blocks until the lock was found taken ten more times."""
+        for _ in range(10):
+            assert self._waited.acquire(timeout=DEADLINE_SECONDS)
 
 
 def run_python(code: str, *arguments: object) -> str:

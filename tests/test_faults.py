@@ -19,6 +19,7 @@ from sitq.backends.sqlite import patience
 from sitq.errors import BackendCorruptError, BackendReadOnlyError, BackendUnavailableError
 from sitq.models import Outcome
 from tests.faults import (
+    Waits,
     assert_healthy,
     assert_unlocked,
     connected,
@@ -154,13 +155,17 @@ async def test_a_queue_gets_the_named_error_and_nothing_of_a_batch_is_stored(pat
     assert len(rows(path)) == 3
 
 
-async def test_a_lock_that_is_held_for_less_than_the_busy_timeout_is_waited_for(path: Path) -> None:
-    """The call succeeds once the other program is done."""
+async def test_a_lock_that_is_held_for_less_than_the_busy_timeout_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call succeeds once the other program is done, however often it found the lock taken."""
+    waits = Waits()
+    monkeypatch.setattr(patience, "time", waits)
     async with connected(SQLiteBackend(path, busy_timeout=DEADLINE_SECONDS)) as backend:
         with write_lock(path):
             waiting = asyncio.ensure_future(backend.enqueue([new_task()]))
-            done, _ = await asyncio.wait([waiting], timeout=2 * BUSY_SECONDS)
-            assert not done
+            await asyncio.to_thread(waits.several)
+            assert not waiting.done()
         await waiting
     assert len(rows(path)) == 1
 
@@ -176,7 +181,7 @@ async def test_a_reader_is_answered_although_its_neighbours_wait_for_the_lock(pa
 
 
 async def test_a_lock_is_waited_for_in_short_sleeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes: a hop holds the lock for less than SQLite's own busy handler would sleep."""
+    """However long it takes: a batch holds the lock for less than SQLite's own busy handler would sleep."""
     sleeps: list[float] = []
     enough = threading.Event()
 
@@ -184,7 +189,7 @@ async def test_a_lock_is_waited_for_in_short_sleeps(path: Path, monkeypatch: pyt
         sleeps.append(seconds)
         if len(sleeps) >= 20:
             enough.set()
-        time.sleep(0.001)
+        time.sleep(0.001)  # in the place of one that was asked for; it keeps the loop from spinning
 
     async with connected(SQLiteBackend(path, busy_timeout=DEADLINE_SECONDS)) as backend:
         monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
@@ -238,7 +243,7 @@ async def test_calls_that_share_a_commit_wait_for_the_lock_once(path: Path, monk
         with write_lock(path):
             calls = [asyncio.ensure_future(backend.enqueue([new_task(str(n))])) for n in range(20)]
             await asyncio.sleep(0)
-            queued.set()  # one hop may have begun with the first of them, and the next one takes the rest
+            queued.set()  # one batch may have begun with the first of them, and the next one takes the rest
             answers = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(answer) for answer in answers} == {BackendUnavailableError}
         assert BUSY_SECONDS < waited < 3 * BUSY_SECONDS
@@ -385,7 +390,7 @@ async def test_a_file_that_is_deleted_while_an_enqueue_waits_for_its_lock_takes_
     begun = threading.Event()
 
     def clock() -> float:
-        begun.set()  # asked at the beginning of each hop, before the lock is
+        begun.set()  # asked at the beginning of each batch, before the lock is
         return time.time()
 
     async with connected(SQLiteBackend(path, clock=clock)) as backend:

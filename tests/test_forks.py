@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.scripts import run_script
 from tests.support import rows
 
 PROLOGUE = """
-import asyncio, os, sqlite3, subprocess, sys, threading, time, warnings
+import asyncio, itertools, os, sqlite3, subprocess, sys, threading, time, warnings
 from functools import partial
 from sitq import BackendError, NewTask, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 
@@ -57,25 +58,31 @@ def test_what_parent_and_child_enqueue_is_stored(path: Path, made: str) -> None:
 backend = SQLiteBackend(path)
 acknowledged = []
 
-async def store(backend, prefix, count):
+async def store(backend, prefix, numbers, stored=None):
     await backend.connect()
-    for n in range(count):
+    for n in numbers:
         await backend.enqueue([NewTask(f"{prefix}-{n}", b"")])
         os.write(1, f"{prefix}-{n}\\n".encode())  # in one piece, as print() would not
+        if stored is not None:
+            stored.set()
     await backend.close()
 
 def child(number):
     own = backend if sys.argv[2] == "inherited" else SQLiteBackend(path)
-    asyncio.run(store(own, f"child{number}", 10))
+    asyncio.run(store(own, f"child{number}", range(10)))
 
 async def parent():
     await backend.connect()
-    writing = asyncio.create_task(store(backend, "parent", 150))
+    stored, told = asyncio.Event(), []
+    numbers = itertools.takewhile(lambda _: not told, itertools.count())
+    writing = asyncio.create_task(store(backend, "parent", numbers, stored))
     children = []
     for number in range(5):
-        await asyncio.sleep(0.01)
+        stored.clear()
+        await stored.wait()
         children.append(await asyncio.to_thread(fork, partial(child, number)))
         await asyncio.to_thread(look)
+    told.append("to end")
     await writing
     await asyncio.to_thread(wait, children)
     await backend.close()
@@ -86,7 +93,8 @@ asyncio.run(parent())
         made,
     )
     acknowledged = sorted(printed.split())
-    assert len(acknowledged) == 200
+    assert len([name for name in acknowledged if name.startswith("child")]) == 50
+    assert len([name for name in acknowledged if name.startswith("parent")]) > 5
     assert names(path) == acknowledged
     assert_healthy(path)
 
@@ -101,7 +109,7 @@ stop = threading.Event()
 
 def enqueue():
     while not stop.is_set():
-        queue.enqueue(len, "parent")
+        queue.enqueue(abs, 1)
 
 threads = [threading.Thread(target=enqueue) for _ in range(3)]
 for thread in threads:
@@ -115,7 +123,9 @@ queue.close()
 """,
         path,
     )
-    assert len(names(path)) >= 20
+    called = Counter(row["name"] for row in rows(path))
+    assert called["builtins:len"] == 20
+    assert called["builtins:abs"] > 0
     assert_healthy(path)
 
 
@@ -199,6 +209,46 @@ asyncio.run(store(backend, "third"))
     )
     assert printed.splitlines() == ["BackendError True"] * 2
     assert names(path) == ["first", "second", "third"]
+    assert_healthy(path)
+
+
+def test_an_interrupt_that_comes_while_a_fork_waits_is_not_lost(path: Path) -> None:
+    """The child has its queue all the same, and the parent gets the KeyboardInterrupt once it has forked."""
+    printed = run_script(
+        PROLOGUE
+        + """
+import signal
+from sitq import _forks
+
+class Interrupts(threading.Condition):
+    # As if Ctrl-C were pressed when the fork has just begun to wait.
+    interrupted = False
+
+    def wait_for(self, *arguments):
+        if not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(signal.SIGINT)
+        return super().wait_for(*arguments)
+
+queue = SyncTaskQueue(SQLiteBackend(path))
+queue.enqueue(len, "a")
+_forks._turn = Interrupts()
+children = []
+try:
+    children.append(fork(lambda: queue.enqueue(len, "b")))
+    print("forked")
+    threading.Event().wait(20)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+wait(children)
+queue.enqueue(len, "c")
+queue.close()
+""",
+        path,
+    )
+    assert printed.split() == ["forked", "interrupted"]
+    assert len(names(path)) == 3
     assert_healthy(path)
 
 

@@ -39,8 +39,8 @@ class Footprint:
         """
         deadline = time.monotonic() + DEADLINE_SECONDS
         while threading.active_count() > self.threads or open_files() > self.files:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+            assert time.monotonic() < deadline, "threads or files are left"
+            time.sleep(0.01)  # the end of a thread sends no event
         assert objects() - self.objects < 3 * times
 
 

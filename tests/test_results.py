@@ -245,7 +245,7 @@ async def test_a_burial_ends_a_wait(path: Path) -> None:
             result = await waiting
     assert result is not None
     assert (result.status, result.value, result.traceback, result.attempt) == ("failed", None, None, 1)
-    assert "died" in str(result.error).lower() or "death" in str(result.error)
+    assert str(result.error).startswith("WorkerDiedError: each of 1 attempts ended with the death of its worker")
 
 
 @pytest.mark.usefixtures("never_polls")

@@ -13,7 +13,7 @@ from tests.support import ROOT
 SOURCE = ROOT / "src"
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs"},
+    {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs", "sitq._signals"},
     {"sitq.models"},
     {
         "sitq.serializers",

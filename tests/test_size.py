@@ -12,7 +12,8 @@ from tests.support import ROOT
 SOURCE = ROOT / "src" / "sitq"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-BESIDE = ("cli", "testing", "__init__", "__main__", "_checks", "_current", "_forks", "_logs", "_operations")
+BESIDE = ("cli", "testing", "__init__", "__main__", "_checks", "_current", "_delays", "_forks", "_logs", "_operations")
+BESIDE += ("_signals",)
 BESIDE += ("serializers/refusals", "backends/inspect", "backends/sqlite/inspection", "backends/sqlite/examination")
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending")
 BESIDE += ("backends/sqlite/contents", "backends/sqlite/reading")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sitq import BackendError, SQLiteBackend, TaskQueue, Worker
-from sitq.backends.sqlite import schema
+from sitq.backends.sqlite import patience, schema
 from sitq.backends.sqlite.translation import translate
 from sitq.errors import (
     BackendCorruptError,
@@ -19,9 +19,9 @@ from sitq.errors import (
     BackendUnavailableError,
     BackendVersionError,
 )
-from tests.faults import connected, new_task, open_files, outside, run_python, shared_folder
+from tests.faults import Waits, connected, new_task, open_files, outside, run_python, shared_folder
 from tests.scripts import run_script
-from tests.support import rows, until
+from tests.support import DEADLINE_SECONDS, rows, until
 
 TOGETHER = 24
 NOBODY = 65534
@@ -78,18 +78,20 @@ async def test_an_empty_database_is_made_sitqs(backend: SQLiteBackend, path: Pat
     assert len(rows(path)) == 1
 
 
-async def test_the_switch_to_wal_waits_for_readers(path: Path) -> None:
+async def test_the_switch_to_wal_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite refuses it at once while anybody reads: it is tried again until the busy timeout is over."""
+    waits = Waits()
     with outside(path) as reader:
         reader.execute("PRAGMA user_version = 1")  # a file with a page to read
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM sqlite_schema").fetchall()
         with pytest.raises(BackendUnavailableError):
             await SQLiteBackend(path, busy_timeout=0.01).connect()
-        backend = SQLiteBackend(path, busy_timeout=30)
+        monkeypatch.setattr(patience, "time", waits)
+        backend = SQLiteBackend(path, busy_timeout=DEADLINE_SECONDS)
         connecting = asyncio.ensure_future(backend.connect())
-        done, _ = await asyncio.wait([connecting], timeout=0.2)
-        assert not done
+        await asyncio.to_thread(waits.several)
+        assert not connecting.done()
         reader.execute("ROLLBACK")
         await connecting
         await backend.close()
@@ -208,7 +210,7 @@ async def test_two_processes_can_bring_a_file_up_to_date_at_once(backend: SQLite
     async with connected(backend):
         await backend.enqueue([new_task("old")])
     newer = f"""
-from sitq.backends.sqlite import schema
+from sitq.backends.sqlite import patience, schema
 schema.MIGRATIONS += ({NEXT_STEP!r},)
 schema.SCHEMA_VERSION += 1
 """

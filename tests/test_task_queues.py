@@ -1,6 +1,5 @@
 """A task that uses its own queue: ``current_task().queue`` and ``current_task().sync_queue``."""
 
-import asyncio
 import os
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ from sitq import Result, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker, curren
 from sitq.backends.inspect import Counts
 from sitq.testing import ManualQueue, ManualSyncQueue
 from tests.faults import open_files
-from tests.support import DEADLINE_SECONDS, Runs, add, log_plain, multiply, rows
+from tests.support import DEADLINE_SECONDS, Runs, add, log_plain, multiply, rows, until
 from tests.test_serialization import JsonSerializer
 
 
@@ -161,9 +160,7 @@ async def test_a_queue_of_a_task_leaves_nothing_behind(path: Path, runs: Runs) -
         inside = {thread.name for thread in threading.enumerate()}
     assert "sitq-sync" not in inside
     assert backend._users == 0
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while threading.active_count() > threads or open_files() > files:  # noqa: ASYNC110 - threads send no event
-            await asyncio.sleep(0.01)
+    await until(lambda: threading.active_count() <= threads and open_files() <= files)
 
 
 @pytest.mark.parametrize("name", ["queue", "sync_queue"])

@@ -5,12 +5,12 @@ import contextlib
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +30,7 @@ from tests.faults import (
     write_lock,
 )
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows, until
+from tests.worker_tasks import TellingBackend
 
 BUSY_SECONDS = 0.05
 HOUR = 3600.0
@@ -246,17 +247,38 @@ async def test_a_waiter_gets_an_answer_from_a_sick_file(sick: SQLiteBackend, pat
             assert result.value == 3
 
 
+class Turns:
+    """Counts the turns of the running event loop from now on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+        select = selector.select
+
+        def counted(timeout: float | None) -> Any:
+            self.count += 1
+            return select(timeout)
+
+        selector.select = counted
+
+
 @pytest.mark.parametrize("slots", [1, 2])
-async def test_a_worker_that_waits_does_not_spin(sick: SQLiteBackend, path: Path, runs: Runs, slots: int) -> None:
-    """With all slots taken or one free, a worker takes next to no processor time, also after its poll interval."""
-    async with TaskQueue(sick) as queue, Worker(sick, max_concurrency=slots, poll_interval=0.1, shutdown_timeout=0):
-        await queue.enqueue(asyncio.sleep, HOUR)
+async def test_a_worker_that_waits_does_not_spin(path: Path, runs: Runs, slots: int) -> None:
+    """With all slots taken its loop stands still, although it polls; with one free it turns for each look only."""
+    telling, turns = TellingBackend(path), Turns()
+    async with (
+        TaskQueue(telling) as queue,
+        Worker(telling, max_concurrency=slots, poll_interval=0.02, lease=0.4, shutdown_timeout=0),
+    ):
+        await queue.enqueue(asyncio.Event().wait)
         await queue.enqueue(log_async, runs, "second")
-        await until(lambda: rows(path, "SELECT 1 FROM tasks WHERE status = 'in_progress'"))
-        await asyncio.sleep(0.3)  # several poll intervals
-        before = time.process_time()
-        await asyncio.sleep(0.5)
-        assert time.process_time() - before < 0.1
+        await until(lambda: len(rows(path, "SELECT 1 FROM tasks WHERE status = 'pending'")) == 2 - slots)
+        await asyncio.to_thread(telling.renewals, 2)
+        looks, before = len(telling.limits), turns.count
+        await asyncio.to_thread(telling.renewals, 4)  # several poll intervals
+        looks, taken = len(telling.limits) - looks, turns.count - before
+    assert (looks > 0) == (slots > 1)
+    assert taken <= 20 * (1 + looks)
     assert runs.lines() == ["second"] * (slots - 1)
 
 

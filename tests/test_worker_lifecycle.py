@@ -59,7 +59,7 @@ async def runs_a_task(queue: TaskQueue) -> bool:
 async def runs_nothing(queue: TaskQueue, path: Path) -> bool:
     """Whether nobody takes a task that is enqueued now, so that it is left for a worker of its own."""
     task_id = await queue.enqueue(add, 1, 2)
-    for _ in range(3):  # a worker that is woken has reserved before the first of these hops
+    for _ in range(3):  # a worker that is woken has reserved before the first of these calls
         await queue.get_result(task_id, timeout=0)
     left: int = rows(path, "SELECT count(*) AS count FROM tasks WHERE status = 'pending'")[0]["count"]
     return left > 0 and await Worker(SQLiteBackend(path)).drain() == left

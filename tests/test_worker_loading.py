@@ -52,6 +52,7 @@ async def test_a_slow_load_on_the_loop_is_warned_of(
     backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What took longer than is allowed is named, and what did not is not."""
+    monkeypatch.setattr("sitq.worker.execution.SLOW_LOAD_SECONDS", 3600.0)
     async with TaskQueue(backend) as queue, Worker(backend):
         await value_of(queue, await queue.enqueue(echo, 1))
         assert "held the event loop" not in caplog.text

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import sitq
 from sitq import Result, SQLiteBackend, TaskQueue, Worker, current_task
 from sitq._logs import printable
 from sitq.models import Outcome
@@ -342,6 +341,20 @@ print(logging.root.level == logging.WARNING)
 
 
 def test_the_loggers_are_below_sitq() -> None:
-    """Every logger that sitq made has a name below its own."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(sitq.__name__)]
-    assert "sitq.worker" in names
+    """Every logger that is made by an import of any module of sitq's has a name below its own."""
+    code = """
+import importlib, logging, pkgutil
+import aiosqlite, click, cloudpickle, pytest, rich.console, rich.live
+others = set(logging.root.manager.loggerDict)
+import sitq
+for module in pkgutil.walk_packages(sitq.__path__, "sitq."):
+    if module.name != "sitq.__main__":  # which runs the command line
+        importlib.import_module(module.name)
+print(*sorted(set(logging.root.manager.loggerDict) - others))
+"""
+    process = start_python(code)
+    out, err = process.communicate(timeout=DEADLINE_SECONDS)
+    assert (err, process.returncode) == ("", 0)
+    names = out.split()
+    assert {"sitq.worker", "sitq.cli.supervisor"} <= set(names)
+    assert [name for name in names if name != "sitq" and not name.startswith("sitq.")] == []

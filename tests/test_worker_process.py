@@ -72,7 +72,7 @@ CARELESS_HOST = """
 async def main():
     await worker.start()
     while "task" not in open(log).read():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # a file sends no event
 asyncio.run(main())
 """
 

@@ -96,6 +96,7 @@ async def test_it_is_tried_again_after_a_pause_and_not_before(
             await until(lambda: asked and rows(path)[0]["status"] == "pending")
             looks = len(backend.limits)
             second = await queue.enqueue(log_async, runs, "second")
+            # A real pause of several poll intervals: a worker that looks too early does it in this time.
             assert await queue.get_result(first, timeout=0.05) is None
             assert await queue.get_result(second, timeout=0) is None
             assert len(backend.limits) == looks

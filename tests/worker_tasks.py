@@ -113,7 +113,7 @@ def block_for_file(path: Path, runs: Runs, line: object = "started") -> str:
     """As :func:`wait_for_file`, in a plain function."""
     runs.add(line)
     while not path.exists():
-        time.sleep(0.01)
+        time.sleep(0.01)  # it is there to block, and a file sends no event
     runs.add("ended")
     return "done"
 

@@ -1,13 +1,15 @@
-"""How long to wait before the next try."""
+"""How long to wait before something is tried again."""
 
 
 class Delays:
-    """Delays that double from one try to the next.
+    """Delays that double, from the first to the longest one.
 
     Args:
-        first: The first delay, in seconds.
-        maximum: The longest one, in seconds.
+        first: Seconds of the first delay.
+        maximum: Seconds that no delay exceeds; ``math.inf`` if they may grow for ever.
     """
+
+    __slots__ = ("_first", "_maximum", "_next")
 
     def __init__(self, first: float, maximum: float) -> None:
         self._first = first
@@ -15,10 +17,11 @@ class Delays:
         self._next = first
 
     def next(self) -> float:
-        """Returns the delay before the next try, in seconds."""
-        delay, self._next = self._next, min(2 * self._next, self._maximum)
+        """Returns the seconds to wait now; the call after this one returns twice as many."""
+        delay = self._next
+        self._next = min(2 * delay, self._maximum)
         return delay
 
     def reset(self) -> None:
-        """Begins with the first delay again, because a try has succeeded."""
+        """Begins with the first delay again."""
         self._next = self._first

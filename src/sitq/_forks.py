@@ -10,7 +10,9 @@ threads begins anew there.
 """
 
 import os
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -18,9 +20,13 @@ from typing import Protocol
 CLOSING_SECONDS = 10.0
 """How long a fork waits for open files to be closed: longer than a statement waits for a lock."""
 
+INTERRUPT_AGAIN_SECONDS = 0.05
+"""How long after a fork a Ctrl-C comes again that came just before: by then the fork has returned."""
+
 _turn = threading.Condition()
 _pid = os.getpid()
 _forks = 0  # under way now
+_interrupted = False  # while a fork waited
 _in_use: weakref.WeakKeyDictionary["Holder", Hashable] = weakref.WeakKeyDictionary()
 _inherited: set[Hashable] = set()
 _beginners: set[weakref.WeakMethod[Callable[[], None]]] = set()
@@ -81,19 +87,45 @@ def _before() -> None:
         _forks += 1
         for holder in holders():
             holder.close_for_fork()
-        _turn.wait_for(lambda: not _in_use, CLOSING_SECONDS)
+        _wait_until_closed()
+
+
+def _wait_until_closed() -> None:
+    global _interrupted
+    give_up_at = time.monotonic() + CLOSING_SECONDS
+    while True:
+        try:
+            _turn.wait_for(lambda: not _in_use, give_up_at - time.monotonic())
+            return
+        except KeyboardInterrupt:
+            # Nothing that is raised before a fork stops it: it would be printed and forgotten. So the
+            # wait goes on, for the sake of the files, and the interrupt comes again after the fork.
+            _interrupted = True
 
 
 def _after_in_parent() -> None:
-    global _forks
+    global _forks, _interrupted
     with _turn:
         _forks = max(0, _forks - 1)
         _turn.notify_all()
+    if _interrupted:
+        _interrupted = False
+        # Not from here: it would be printed and forgotten as well, and so in the hooks of others.
+        timer = threading.Timer(INTERRUPT_AGAIN_SECONDS, _interrupt_main_thread)
+        timer.daemon = True
+        timer.start()
+
+
+def _interrupt_main_thread() -> None:
+    ident = threading.main_thread().ident
+    if ident is not None and callable(signal.getsignal(signal.SIGINT)):  # else it would end the process
+        # A real signal: _thread.interrupt_main() does not wake a thread that waits in a system call.
+        signal.pthread_kill(ident, signal.SIGINT)
 
 
 def _after_in_child() -> None:
-    global _turn, _pid, _forks
-    _turn, _pid, _forks = threading.Condition(), os.getpid(), 0
+    global _turn, _pid, _forks, _interrupted
+    _turn, _pid, _forks, _interrupted = threading.Condition(), os.getpid(), 0, False
     _inherited.update(_in_use.values())
     _in_use.clear()
     for beginner in list(_beginners):

@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 from sitq.errors import TaskCancelledError, TaskFailedError
 
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
+
+STATUSES: tuple[Status, ...] = get_args(Status.__value__)
+"""Every status, in the order of a task's life."""
 
 FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
 """The statuses that a task does not leave by itself."""

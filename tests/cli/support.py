@@ -52,7 +52,7 @@ def wait_for(marker: str) -> str:
     """A plain task that says that it runs, and ends when a file is there."""
     Path(f"{marker}.running").touch()
     while not Path(marker).exists():
-        signal.sigtimedwait([], 0.01)
+        signal.sigtimedwait([], 0.01)  # it is there to block, and a file sends no event
     return "waited"
 
 

@@ -363,6 +363,25 @@ async def test_quiet_logs_only_what_is_wrong(path: Path, queue: TaskQueue) -> No
     )
 
 
+@pytest.mark.parametrize("options", [[], ["--log-exceptions"]], ids=["default", "log-exceptions"])
+async def test_the_exception_of_a_failed_task_is_logged_if_asked_for(
+    path: Path, queue: TaskQueue, options: list[str]
+) -> None:
+    """At error, with its message and the traceback from the task's frame on; else at warning, with its type only."""
+    process = start("worker", path, "--quiet", *options)
+    result = await result_of(queue, await queue.enqueue(f"{TASKS}:refuse", "the mail"))
+    process.terminate()
+    _, errors = await asyncio.to_thread(process.communicate, timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0
+    first, *others = errors.splitlines()
+    level = "ERROR  " if options else "WARNING"
+    assert first.endswith(
+        f"{level} worker-1: task {result.task_id} (tests.cli.support:refuse) failed with ConnectionError"
+    )
+    assert ("ConnectionError: the mail was refused" in others) == bool(options)
+    assert any("in refuse" in line for line in others) == bool(options)
+
+
 def test_a_file_that_cannot_be_used_starts_nothing(path: Path) -> None:
     """It is said once, by the command itself, with status 1."""
     path.write_text("not a database, " * 100)

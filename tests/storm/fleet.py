@@ -236,7 +236,7 @@ class Fleet:
             self.signal(pid, signal.SIGKILL)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while self.running() and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.01)  # a process that ends sends no event
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def work(path: Path) -> None:
 
     async def serve() -> None:
         async with Worker(SQLiteBackend(path), lease=60, shutdown_timeout=5):
-            await asyncio.sleep(WORKING_SECONDS)
+            await asyncio.sleep(WORKING_SECONDS)  # whatever comes meanwhile is work; none of it is waited for
 
     asyncio.run(serve())
 

@@ -89,7 +89,7 @@ async def kill_storm(path: Path, runs: Runs, *, tasks: int, kills: int) -> Figur
                 if workers.kills * tasks <= kills * len(numbers):
                     workers.kill_one()
                     workers.start()
-                await asyncio.sleep(random.uniform(0, 0.04))
+                await asyncio.sleep(random.uniform(0, 0.04))  # so that kills fall on any moment
             await until(lambda: not live(path))
             killed = workers.kills
     figures = check(path, runs, numbers, killed)
@@ -115,7 +115,7 @@ async def keep(workers: Fleet, count: int, path: Path) -> None:
     async with asyncio.timeout(4 * DEADLINE_SECONDS):
         while live(path):
             workers.start(count - len(workers.running()))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # a process that dies sends no event
 
 
 async def killer_storm(path: Path, runs: Runs, *, killers: int, neighbours: int) -> Figures:
@@ -155,7 +155,7 @@ async def producer_storm(path: Path, runs: Runs, *, kills: int) -> Figures:
             before = len(acknowledged.lines())
             producers.start(2)
             await until(lambda: len(acknowledged.lines()) > before)  # noqa: B023
-            await asyncio.sleep(random.uniform(0, 0.05))
+            await asyncio.sleep(random.uniform(0, 0.05))  # so that kills fall on any moment
             producers.kill_one()
             producers.kill_one()
         killed = producers.kills
@@ -198,7 +198,7 @@ async def sick_file_storm(path: Path, runs: Runs, *, rounds: int) -> Figures:
                 if n % 3 == 2:
                     pid = random.choice(workers.pids)
                     workers.signal(pid, signal.SIGSTOP)
-                    await asyncio.sleep(5 * seconds)
+                    await asyncio.sleep(5 * seconds)  # the fault itself: it lasts for so long
                     workers.signal(pid, signal.SIGCONT)
                 else:
                     with write_lock(path) if n % 3 else moved_away(path):
@@ -207,7 +207,7 @@ async def sick_file_storm(path: Path, runs: Runs, *, rounds: int) -> Figures:
                             numbers[await queue.enqueue(work_async, runs, number, 0.0)] = number
                         except BackendError:
                             next(refused)
-                        await asyncio.sleep(seconds)
+                        await asyncio.sleep(seconds)  # the fault itself
             await until(lambda: not live(path))
             assert len(workers.running()) == 2
     assert {row["task_id"] for row in rows(path)} == set(numbers)  # what was refused is not there

@@ -24,14 +24,14 @@ def say(runs: Runs, number: int) -> Run:
 async def work_async(runs: Runs, number: int, seconds: float) -> Run:
     """Takes up to ``seconds`` on the loop."""
     run = say(runs, number)
-    await asyncio.sleep(random.uniform(0, seconds))
+    await asyncio.sleep(random.uniform(0, seconds))  # work of some length
     return run
 
 
 def work_plain(runs: Runs, number: int, seconds: float) -> Run:
     """Takes up to ``seconds`` in a thread."""
     run = say(runs, number)
-    time.sleep(random.uniform(0, seconds))
+    time.sleep(random.uniform(0, seconds))  # work of some length
     return run
 
 

@@ -22,7 +22,7 @@ from sitq import (
 )
 from sitq.cli.loading import NotLoadedError, import_modules, load_serializer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("sitq.cli.child")  # not __name__, which is __main__ in the process itself
 
 EXIT_GRACE_SECONDS = 1.0
 """How long the interpreter may take to exit after the worker has ended in time."""
@@ -45,10 +45,11 @@ class ChildSettings:
         modules: What it imports before it takes a task.
         serializer: The import path of the serializer; ``None`` for the default one.
         quiet: Whether it logs warnings only.
+        log_exceptions: Whether it logs a failed task with its exception and the traceback.
         check: Whether it only sees if the serializer can be loaded.
         label: What it is called in the log.
         lifeline: A descriptor that comes to its end when the supervisor ends or dies; ``None``
-            where descriptors cannot be handed on.
+            if descriptors cannot be handed on.
     """
 
     path: str
@@ -59,6 +60,7 @@ class ChildSettings:
     modules: Sequence[str] = ()
     serializer: str | None = None
     quiet: bool = False
+    log_exceptions: bool = False
     check: bool = False
     label: str = "worker"
     lifeline: int | None = None
@@ -80,12 +82,12 @@ def configure_logging(label: str, *, quiet: bool) -> None:
 def add_current_folder() -> None:
     """Lets tasks be imported from the current folder, as if Python had been started there."""
     folder = os.getcwd()
-    if folder not in sys.path:  # where PYTHONSAFEPATH is set
+    if folder not in sys.path:  # if PYTHONSAFEPATH is set
         sys.path.insert(0, folder)
 
 
 def main() -> None:
-    """Runs a worker until it is told to stop; the status is 1 where the file cannot be used.
+    """Runs a worker until it is told to stop; the status is 1 if the file cannot be used.
 
     It is 78 if that will not change by trying again.
     """
@@ -119,6 +121,7 @@ async def _serve(settings: ChildSettings, serializer: Serializer | None) -> None
         max_concurrency=settings.concurrency,
         lease=settings.lease,
         shutdown_timeout=settings.shutdown_timeout,
+        log_exceptions=settings.log_exceptions,
     )
     with _stopped_with_supervisor(worker, settings.lifeline):
         await worker.run()

@@ -18,12 +18,13 @@ from sitq.cli.opening import ask
 from sitq.cli.options import IDS, JSON, NARROWING, PATH
 from sitq.cli.supervisor import Supervisor, check, logger
 from sitq.cli.watch import watch as watch_backend
+from sitq.models import STATUSES
 
 type Refused = dict[str, str | None]
-"""The status of each task that was left as it is; ``None`` where there is no such task."""
+"""The status of each task that was left as it is; ``None`` if there is no such task."""
 
-MOST_NAMED = 5
-"""How many ids an error names."""
+MAX_NAMED_IDS = 5
+"""How many ids an error names at most."""
 
 
 class InOrder(click.Group):
@@ -61,7 +62,7 @@ def root(ctx: click.Context) -> None:
 )
 @click.option(
     "--processes",
-    type=click.IntRange(1, options.MOST_PROCESSES),
+    type=click.IntRange(1, options.MAX_PROCESSES),
     default=1,
     metavar="N",
     show_default=True,
@@ -104,6 +105,11 @@ def root(ctx: click.Context) -> None:
     help="The serializer of the application, or what makes it.",
 )
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
+@click.option(
+    "--log-exceptions",
+    is_flag=True,
+    help="Log a failed task at error, with its exception and the traceback. Messages tend to quote arguments.",
+)
 def worker(path: Path, processes: int, quiet: bool, **settings: Any) -> None:
     """Run tasks until SIGTERM or SIGINT (Ctrl-C).
 
@@ -165,7 +171,7 @@ def status(path: Path, as_json: bool) -> None:
 
 @root.command("list")
 @PATH
-@click.option("--status", type=click.Choice(render.STATUSES), help="Only tasks of this status.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only tasks of this status.")
 @NARROWING
 @click.option(
     "--limit",
@@ -243,7 +249,7 @@ def retry(path: Path, task_ids: tuple[str, ...], failed: bool, as_json: bool, **
         done = await backend.retry(unique(task_ids))
         return done, await refused(backend, task_ids, done)
 
-    tell("retried", *ask(path, question, changes=True), as_json=as_json)
+    report("retried", *ask(path, question, changes=True), as_json=as_json)
 
 
 @root.command()
@@ -262,7 +268,7 @@ def cancel(path: Path, task_ids: tuple[str, ...], as_json: bool) -> None:
         done = await backend.cancel(unique(task_ids))
         return done, await refused(backend, task_ids, done)
 
-    tell("cancelled", *ask(path, question, changes=True), as_json=as_json)
+    report("cancelled", *ask(path, question, changes=True), as_json=as_json)
 
 
 @root.command()
@@ -292,13 +298,18 @@ def prune(path: Path, older_than: float, as_json: bool) -> None:
 @root.command()
 @PATH
 @click.option(
-    "--interval", callback=options.pause, default="1s", metavar="S", show_default=True, help="How often to look."
+    "--interval",
+    callback=options.pause,
+    default="1s",
+    metavar="S",
+    show_default=True,
+    help="How often to query the file.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each query.")
 def watch(path: Path, interval: float, as_json: bool) -> None:
     """Watch counts, rates and what is running.
 
-    Ctrl-C ends it. Without a terminal it prints a line for each look.
+    Ctrl-C ends it. Without a terminal it prints a line for each query.
     """
     try:
         ask(path, lambda backend: watch_backend(backend, str(path), interval, as_json=as_json))
@@ -325,13 +336,13 @@ def doctor(path: Path, as_json: bool) -> None:
 
 
 async def find(backend: Inspectable, task_id: str) -> TaskDetails | None:
-    """Looks at the task of this id, or at the only one whose id begins so."""
+    """Returns the task of this id, or the only one whose id begins so; ``None`` if there is none."""
     found = await backend.show(task_id)
     if found is not None or not task_id:
         return found
-    ids = await backend.find_ids(task_id, limit=MOST_NAMED + 1)
+    ids = await backend.find_ids(task_id, limit=MAX_NAMED_IDS + 1)
     if len(ids) > 1:
-        named = ", ".join(map(render.line, ids[:MOST_NAMED])) + (", …" if len(ids) > MOST_NAMED else "")
+        named = ", ".join(map(render.line, ids[:MAX_NAMED_IDS])) + (", …" if len(ids) > MAX_NAMED_IDS else "")
         raise click.ClickException(f"several ids begin with {render.line(task_id)}: {named}; give more of it")
     return await backend.show(ids[0]) if ids else None
 
@@ -342,7 +353,7 @@ def unique(task_ids: Iterable[str]) -> Sequence[str]:
 
 
 async def refused(backend: Inspectable, task_ids: Iterable[str], done: Iterable[str]) -> Refused:
-    """Looks why tasks were left as they are."""
+    """Returns the tasks that were left as they are, with the reason."""
     left: Refused = dict.fromkeys(task_ids)
     for task_id in done:
         del left[task_id]
@@ -352,8 +363,8 @@ async def refused(backend: Inspectable, task_ids: Iterable[str], done: Iterable[
     return left
 
 
-def tell(done: str, task_ids: Sequence[str], left: Refused, *, as_json: bool) -> None:
-    """Says what was done, and on stderr what was not; the status is 1 where something was not."""
+def report(done: str, task_ids: Sequence[str], left: Refused, *, as_json: bool) -> None:
+    """Says what was done, and on stderr what was not; the status is 1 if something was not."""
     if as_json:
         reasons = [{"task_id": task_id, "status": status} for task_id, status in left.items()]
         render.show_json({done: list(task_ids), "refused": reasons})

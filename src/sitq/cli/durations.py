@@ -12,7 +12,7 @@ def parse_duration(text: str, *, unit: str | None = "s") -> float:
 
     Args:
         text: The duration.
-        unit: What a number alone is in; ``None`` refuses it, for who writes 30 may mean days.
+        unit: What a number alone is in; ``None`` refuses it, because 30 may be meant in days.
 
     Raises:
         ValueError: ``text`` is not of that form, or longer than a hundred years.

@@ -10,15 +10,15 @@ from sitq._checks import check_positive_seconds
 from sitq.cli.durations import parse_duration
 from sitq.serializers.calls import split_import_path
 
-SHORTEST_PAUSE_SECONDS = 0.05
-MOST_PROCESSES = 1_000
-LARGEST_COUNT = 2**31 - 1
+MIN_PAUSE_SECONDS = 0.05
+MAX_PROCESSES = 1_000
+MAX_COUNT = 2**31 - 1
 
 
 def count(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """Refuses a number that nobody means, and that SQLite does not take."""
-    if value > LARGEST_COUNT:
-        raise click.BadParameter(f"at most {LARGEST_COUNT:,}")
+    if value > MAX_COUNT:
+        raise click.BadParameter(f"at most {MAX_COUNT:,}")
     return value
 
 
@@ -36,7 +36,7 @@ def lease(ctx: click.Context, param: click.Parameter, value: str) -> float:
 
 
 def age(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Turns the value of an option into seconds; it needs a unit, for who writes 30 may mean days."""
+    """Turns the value of an option into seconds; it needs a unit, because 30 may be meant in days."""
     return None if value is None else _parsed(value, unit=None)
 
 
@@ -48,8 +48,8 @@ def retention_seconds(ctx: click.Context, param: click.Parameter, value: str | N
 def pause(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """Turns the value of an option into seconds that are long enough for others to get a turn."""
     found = _parsed(value, unit="s")
-    if found < SHORTEST_PAUSE_SECONDS:
-        raise click.BadParameter(f"at least {SHORTEST_PAUSE_SECONDS} seconds: each look reads every row")
+    if found < MIN_PAUSE_SECONDS:
+        raise click.BadParameter(f"at least {MIN_PAUSE_SECONDS} seconds: each query reads every row")
     return found
 
 
@@ -103,7 +103,7 @@ def NARROWING[F: Callable[..., object]](command: F) -> F:  # noqa: N802 - used a
 
 
 def sizes(path: Path) -> tuple[int, int]:
-    """Returns the bytes of a file and of its -wal file; 0 where there is none."""
+    """Returns the bytes of a file and of its -wal file; 0 if there is none."""
     return _size(path), _size(Path(f"{os.path.realpath(path)}-wal"))
 
 

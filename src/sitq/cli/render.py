@@ -16,9 +16,8 @@ from rich.text import Text
 from sitq import _logs
 from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
 from sitq.cli.durations import format_duration
-from sitq.models import Status
+from sitq.models import STATUSES
 
-STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
 STYLES = {"pending": "cyan", "in_progress": "blue", "success": "green", "failed": "red", "cancelled": "yellow"}
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 WIDTH_WITHOUT_TERMINAL = 1_000_000
@@ -32,7 +31,7 @@ LINES_OF_AN_ERROR = 3
 
 
 def console() -> Console:
-    """Returns where output goes: in colour and cut to the width where that is a terminal."""
+    """Returns where output goes: in colour and cut to the width if that is a terminal."""
     found = Console(highlight=False, emoji=False, markup=False)
     if not found.is_terminal:
         found = Console(highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL, no_color=True)
@@ -52,7 +51,7 @@ def show(*renderables: RenderableType) -> None:
 
 
 def show_json(value: Any, *, indent: int | None = 2) -> None:
-    """Writes one JSON document to the standard output, in one line where ``indent`` is ``None``."""
+    """Writes one JSON document to the standard output, in one line if ``indent`` is ``None``."""
     sys.stdout.write(json.dumps(value, indent=indent) + "\n")
     sys.stdout.flush()
 

@@ -7,17 +7,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
+from sitq._delays import Delays
+from sitq._signals import stop_signals
 from sitq.cli.child import UNUSABLE_STATUS, ChildSettings
 
 logger = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 30.0
 SAME_SIGNAL_SECONDS = 0.5
 """`timeout`, `uv run` and others signal a process and then its group, which comes to two signals."""
 
@@ -46,9 +45,16 @@ class Supervisor:
         A second signal kills them and ends this process at once, by the signal's default action.
 
         Returns:
-            0 where every process ended well, else 1.
+            0 if every process ended well, else 1.
         """
-        with self._signals(), contextlib.closing(self._lifeline):
+        signals = stop_signals(
+            self._stop,
+            same_seconds=SAME_SIGNAL_SECONDS,
+            same_number=False,
+            on_second=self._kill_all,
+            ignored_after=True,
+        )
+        with signals, contextlib.closing(self._lifeline):
             settings = dataclasses.replace(self._settings, lifeline=self._lifeline.reading)
             ended_well = await asyncio.gather(*(self._keep(n + 1, settings) for n in range(self._processes)))
         return 0 if all(ended_well) else 1
@@ -56,7 +62,7 @@ class Supervisor:
     async def _keep(self, number: int, settings: ChildSettings) -> bool:
         """Keeps one process running; returns whether the last one ended well."""
         settings = dataclasses.replace(settings, label=f"worker-{number}")
-        pause = FIRST_PAUSE_SECONDS
+        pauses = Delays(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         while not self._stopping.is_set():
             started = time.monotonic()
             status = await self._run_child(number, settings)
@@ -69,15 +75,15 @@ class Supervisor:
                 self._stop_all()
                 return False
             if time.monotonic() - started >= STEADY_SECONDS:
-                pause = FIRST_PAUSE_SECONDS
+                pauses.reset()
+            pause = pauses.next()
             logger.warning("%s is started again in %.1f s", settings.label, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         return True
 
     async def _run_child(self, number: int, settings: ChildSettings) -> int | None:
-        """Runs one process to its end; returns its status, ``None`` where it could not be started."""
+        """Runs one process to its end; returns its status, ``None`` if it could not be started."""
         try:
             child = await _start(settings)
         except OSError as error:
@@ -90,8 +96,8 @@ class Supervisor:
         logger.log(level, "%s, pid %d, %s", settings.label, child.pid, _cause(status))
         return status
 
-    def _stop(self, number: int) -> None:
-        logger.info("received %s: the workers finish what they have in hand", signal.Signals(number).name)
+    def _stop(self, received: signal.Signals) -> None:
+        logger.info("received %s: the workers finish what they have in hand", received.name)
         self._stop_all()
 
     def _stop_all(self) -> None:
@@ -103,42 +109,25 @@ class Supervisor:
             for child in self._children.values():
                 child.terminate()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        first_at: float | None = None
+    def _kill_all(self) -> bool:
+        """Kills the processes; returns whether there were any.
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            nonlocal first_at
-            if first_at is None:
-                first_at = time.monotonic()
-                loop.call_soon_threadsafe(self._stop, number)
-            elif self._children and time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
-                end(number)
-
-        def end(number: int) -> None:
-            for child in self._children.values():
-                with contextlib.suppress(ProcessLookupError):
-                    child.kill()
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-        previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for each, handler in previous.items():
-                # The order is carried out: coming again, it must not make a death of the rest of the exit.
-                signal.signal(each, handler if first_at is None else signal.SIG_IGN)
+        If there were none, the order to end is carried out: coming again, the signal must not make
+        a death of the rest of the exit.
+        """
+        for child in self._children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        return bool(self._children)
 
 
 class Lifeline:
     """A pipe that nobody writes to: who holds its reading end learns that the supervisor ends.
 
-    Also where it is killed and cannot tell anyone.
+    Also if it is killed and cannot say so.
 
     Attributes:
-        reading: The descriptor to hand on; ``None`` where descriptors cannot be handed on.
+        reading: The descriptor to hand on; ``None`` if descriptors cannot be handed on.
     """
 
     def __init__(self) -> None:

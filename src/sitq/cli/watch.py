@@ -12,10 +12,11 @@ from rich.text import Text
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.cli import render
 from sitq.cli.durations import format_duration
+from sitq.models import STATUSES
 
 RUNNING_SHOWN = 10
-LARGEST_SHARE = 0.2
-"""Of the time; a look into a large file is followed by a longer pause."""
+MAX_SHARE_OF_TIME = 0.2
+"""How much of the time queries may take; one of a large file is followed by a longer pause."""
 
 type Show = Callable[[Counts, Sequence[TaskInfo]], None]
 
@@ -24,44 +25,44 @@ async def watch(backend: Inspectable, name: str, interval: float, *, as_json: bo
     """Shows what there is, again and again, until it is cancelled.
 
     Args:
-        backend: Where to look.
+        backend: What to query.
         name: What to call it.
-        interval: Seconds between two looks, at least.
-        as_json: Write a JSON document in a line for each look.
+        interval: Seconds between two queries, at least.
+        as_json: Write a JSON document in a line for each query.
     """
     console = render.console()
     if as_json:
-        await _look(backend, interval, _show_json)
+        await _query(backend, interval, _show_json)
     elif not console.is_terminal:
-        await _look(backend, interval, lambda counts, _: render.show(_line(counts)))
+        await _query(backend, interval, lambda counts, _: render.show(_line(counts)))
     else:
         with Live(console=console, auto_refresh=False) as live:
-            await _look(
+            await _query(
                 backend, interval, lambda counts, running: live.update(_view(name, counts, running), refresh=True)
             )
 
 
-async def _look(backend: Inspectable, interval: float, show: Show) -> None:
+async def _query(backend: Inspectable, interval: float, show: Show) -> None:
     while True:
         started = time.monotonic()
         counts = await backend.counts()
         running = await backend.list(status="in_progress", limit=RUNNING_SHOWN)
         show(counts, running)
-        await asyncio.sleep(max(interval, (time.monotonic() - started) / LARGEST_SHARE))
+        await asyncio.sleep(max(interval, (time.monotonic() - started) / MAX_SHARE_OF_TIME))
 
 
 def _show_json(counts: Counts, running: Sequence[TaskInfo]) -> None:
-    look = {
+    found = {
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         **render.as_json(counts),
         "running": [render.as_json(task) for task in running],
     }
-    render.show_json(look, indent=None)
+    render.show_json(found, indent=None)
 
 
 def _line(counts: Counts) -> Text:
     oldest = "-" if counts.oldest_waiting is None else format_duration(counts.oldest_waiting)
-    numbers = " ".join(f"{status}={getattr(counts, status)}" for status in render.STATUSES)
+    numbers = " ".join(f"{status}={getattr(counts, status)}" for status in STATUSES)
     return Text(
         f"{datetime.now(UTC):%H:%M:%S} {numbers} oldest={oldest} enqueued/min={counts.enqueued_last_minute} "
         f"succeeded/min={counts.succeeded_last_minute} failed/min={counts.failed_last_minute}"

@@ -3,15 +3,13 @@
 import asyncio
 import contextlib
 import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
 from sitq._logs import SafeLogger
+from sitq._signals import stop_signals
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.executors import Executor, ThreadExecutor
@@ -23,7 +21,6 @@ from sitq.worker.settings import Settings
 
 logger = SafeLogger("sitq.worker")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 0.02
 """Within this, a signal that comes twice is one: Ctrl-C reaches a whole process group, and whoever
 started the worker may hand it on; timeout(1) signals both the process and its group."""
@@ -169,7 +166,7 @@ class Worker:
             RuntimeError: As for :meth:`start` and :meth:`stop`.
         """
         self._here("run")
-        with self._signals():
+        with stop_signals(self._on_signal, same_seconds=SAME_SIGNAL_SECONDS):
             try:
                 await self.start()
                 if (main := self._main) is not None:
@@ -311,33 +308,6 @@ class Worker:
         if self._dispatcher is not None:
             self._dispatcher.stop()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        first: tuple[int, float] | None = None
-
-        def on_loop(number: int) -> None:
-            logger.info("worker received %s", signal.Signals(number).name)
-            self._request_stop()
-
-        # Not loop.add_signal_handler: a task that blocks the loop would keep even the second
-        # signal from being seen.
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            nonlocal first
-            now = time.monotonic()
-            if first is None:
-                first = number, now
-                loop.call_soon_threadsafe(on_loop, number)
-            elif number != first[0] or now - first[1] > SAME_SIGNAL_SECONDS:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-
-        previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for each, handler in previous.items():
-                signal.signal(each, handler)
+    def _on_signal(self, received: signal.Signals) -> None:
+        logger.info("worker received %s", received.name)
+        self._request_stop()
