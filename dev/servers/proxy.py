@@ -23,7 +23,7 @@ class _Link:
     """A client's connection and the one to the server that belongs to it."""
 
     client: socket.socket
-    server: socket.socket | None = None
+    server: socket.socket
     lossy: bool = False
     """Bytes were swallowed. What comes after them would make no sense to the other side, so it is swallowed too."""
     asked: bool = False
@@ -33,18 +33,15 @@ class _Link:
 
     def cut(self) -> None:
         """End both connections. The threads that wait on them wake up, and the last one closes them."""
-        for end in self._ends():
+        for end in (self.client, self.server):
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close both connections."""
-        for end in self._ends():
-            end.close()
-
-    def _ends(self) -> list[socket.socket]:
-        return [end for end in (self.client, self.server) if end is not None]
+        self.client.close()
+        self.server.close()
 
 
 class Proxy:
@@ -137,7 +134,7 @@ class Proxy:
             self._lost.clear()
 
     def wait_for_loss(self, timeout: float = LOSS_SECONDS) -> None:
-        """Wait until bytes were dropped since `swallow` or `lose_next_answer` was called.
+        """Wait until bytes were dropped since `swallow`, `lose_next_answer` or `heal` was called.
 
         Raises:
             TimeoutError: when none were dropped in `timeout` seconds.
@@ -149,6 +146,7 @@ class Proxy:
         """Carry new connections again, and those that have lost nothing."""
         with self._lock:
             self._swallowing = self._losing_answer = False
+            self._lost.clear()
         if self._acceptor is None:
             self._accept()
 
@@ -174,31 +172,25 @@ class Proxy:
 
     def _carry(self, client: socket.socket) -> None:
         """Begin to carry a new connection."""
-        link = _Link(client)
-        with self._lock:
-            link.lossy = self._swallowing
-        if not link.lossy:
-            try:
-                link.server = socket.create_connection(self._target)
-            except OSError:
-                link.close()
-                return
-        directions = [(link.client, link.server), (link.server, link.client)] if link.server else [(link.client, None)]
+        try:
+            link = _Link(client, socket.create_connection(self._target))
+        except OSError:
+            client.close()
+            return
         with self._lock:
             self._links.add(link)
-            for ends in directions:
+            for ends in ((link.client, link.server), (link.server, link.client)):
                 pump = threading.Thread(target=self._pump, args=(link, *ends), name="proxy-pump")
                 link.pumps.add(pump)
                 pump.start()
 
-    def _pump(self, link: _Link, source: socket.socket, sink: socket.socket | None) -> None:
+    def _pump(self, link: _Link, source: socket.socket, sink: socket.socket) -> None:
         """Carry one direction of a connection to its end."""
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
                 if self._passes(link, from_server=source is link.server):
-                    assert sink is not None
                     sink.sendall(data)
-            if sink is not None and not link.lossy:
+            if not link.lossy:
                 sink.shutdown(socket.SHUT_WR)
         self._end(link)
 

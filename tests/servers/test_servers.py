@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dev.servers import RedisServer, Server, ServerStartError
+from dev.servers import Proxy, RedisServer, Server, ServerStartError
 from dev.servers import server as server_module
 from tests.servers.clients import connect
 from tests.servers.fixtures import running
@@ -41,6 +41,14 @@ def exists(pid: int | None) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether a connection ends without another byte; waits until it does."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 def test_a_server_answers_once_it_is_started(server: Server) -> None:
@@ -162,6 +170,7 @@ def test_a_half_open_connection_swallows_and_stays_silent(server: Server) -> Non
         proxy.wait_for_loss()
         proxy.heal()
         client.ask_to_write("swallowed", "no")
+        proxy.wait_for_loss()
         with connect(server, proxy.address) as later:
             later.write("healed", "yes")
             assert later.read("swallowed") is None
@@ -179,7 +188,7 @@ def test_a_connection_made_while_half_open_stays_silent(redis_server: RedisServe
             client.sendall(b"PING\r\n")
             proxy.wait_for_loss()
             proxy.cut()
-            assert client.recv(1) == b""
+            assert is_ended(client)
 
 
 def test_a_lost_answer_leaves_the_work_done(server: Server) -> None:
@@ -194,6 +203,21 @@ def test_a_lost_answer_leaves_the_work_done(server: Server) -> None:
         while (value := witness.read("done")) is None:
             pass
         assert value == "unknown"
+
+
+def test_what_a_server_says_unasked_is_no_answer() -> None:
+    """A connection whose next answer is to be lost still hears what the server says before it is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, Proxy(listener.getsockname(), str) as proxy:
+        with socket.create_connection(proxy.address, DEADLINE_SECONDS) as client, listener.accept()[0] as served:
+            client.sendall(b"asked before")
+            assert served.recv(12) == b"asked before"
+            proxy.lose_next_answer()
+            served.sendall(b"unasked")
+            assert client.recv(7) == b"unasked"
+            client.sendall(b"asked")
+            assert served.recv(5) == b"asked"
+            served.sendall(b"answer")
+            assert is_ended(client)
 
 
 def test_a_start_that_fails_says_what_the_server_said(redis_server: RedisServer) -> None:
