@@ -3,7 +3,6 @@
 import contextlib
 import select
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ LOSS_SECONDS = 30.0
 """How long `wait_for_loss` waits before it raises."""
 
 CHUNK_BYTES = 65_536
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(eq=False)
@@ -35,7 +33,6 @@ class _Link:
         """End both connections. The threads that wait on them wake up, and the last one closes them."""
         for end in (self.client, self.server):
             with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -95,7 +92,7 @@ class Proxy:
         return self._url_at(self._address)
 
     def cut(self) -> None:
-        """End every connection now, with what was under way on it. Later ones are carried."""
+        """End every connection now. Later ones are carried."""
         with self._lock:
             pumps = [pump for link in self._links for pump in link.pumps]
             for link in self._links:
@@ -186,12 +183,16 @@ class Proxy:
 
     def _pump(self, link: _Link, source: socket.socket, sink: socket.socket) -> None:
         """Carry one direction of a connection to its end."""
-        with contextlib.suppress(OSError):
+        try:
             while data := source.recv(CHUNK_BYTES):
                 if self._passes(link, from_server=source is link.server):
                     sink.sendall(data)
             if not link.lossy:
                 sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            # One side was reset. The other one hears of it, unless that is lost too.
+            if not link.lossy:
+                link.cut()
         self._end(link)
 
     def _passes(self, link: _Link, *, from_server: bool) -> bool:

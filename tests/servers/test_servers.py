@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,19 +206,43 @@ def test_a_lost_answer_leaves_the_work_done(server: Server) -> None:
         assert value == "unknown"
 
 
-def test_what_a_server_says_unasked_is_no_answer() -> None:
+@pytest.fixture
+def both_ends() -> Iterator[tuple[Proxy, socket.socket, socket.socket]]:
+    """A proxy, and both ends of a connection through it, which are the test's own."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Proxy(listener.getsockname(), str) as proxy,
+        socket.create_connection(proxy.address, DEADLINE_SECONDS) as client,
+        listener.accept()[0] as server,
+    ):
+        server.settimeout(DEADLINE_SECONDS)
+        yield proxy, client, server
+
+
+def test_what_a_server_says_unasked_is_no_answer(both_ends: tuple[Proxy, socket.socket, socket.socket]) -> None:
     """A connection whose next answer is to be lost still hears what the server says before it is asked."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, Proxy(listener.getsockname(), str) as proxy:
-        with socket.create_connection(proxy.address, DEADLINE_SECONDS) as client, listener.accept()[0] as served:
-            client.sendall(b"asked before")
-            assert served.recv(12) == b"asked before"
-            proxy.lose_next_answer()
-            served.sendall(b"unasked")
-            assert client.recv(7) == b"unasked"
-            client.sendall(b"asked")
-            assert served.recv(5) == b"asked"
-            served.sendall(b"answer")
-            assert is_ended(client)
+    proxy, client, server = both_ends
+    client.sendall(b"asked before")
+    assert server.recv(12) == b"asked before"
+    proxy.lose_next_answer()
+    server.sendall(b"unasked")
+    assert client.recv(7) == b"unasked"
+    client.sendall(b"asked")
+    assert server.recv(5) == b"asked"
+    server.sendall(b"answer")
+    assert is_ended(client)
+
+
+def test_one_side_hears_how_the_other_one_ended(both_ends: tuple[Proxy, socket.socket, socket.socket]) -> None:
+    """A client that has sent all still hears the answer, and a connection that the server resets ends for it too."""
+    _, client, server = both_ends
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    server.sendall(b"answer")
+    assert client.recv(6) == b"answer"
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    assert is_ended(client)
 
 
 def test_a_start_that_fails_says_what_the_server_said(redis_server: RedisServer) -> None:
