@@ -233,13 +233,20 @@ def test_what_a_server_says_unasked_is_no_answer(both_ends: tuple[Proxy, socket.
     assert is_ended(client)
 
 
-def test_one_side_hears_how_the_other_one_ended(both_ends: tuple[Proxy, socket.socket, socket.socket]) -> None:
-    """A client that has sent all still hears the answer, and a connection that the server resets ends for it too."""
+def test_a_client_that_has_sent_all_still_hears_the_answer(
+    both_ends: tuple[Proxy, socket.socket, socket.socket],
+) -> None:
+    """The end of one direction is passed on, and the other direction goes on."""
     _, client, server = both_ends
     client.shutdown(socket.SHUT_WR)
     assert server.recv(1) == b""
     server.sendall(b"answer")
     assert client.recv(6) == b"answer"
+
+
+def test_a_reset_reaches_the_other_side(both_ends: tuple[Proxy, socket.socket, socket.socket]) -> None:
+    """A connection that the server resets, as when it is killed, ends for the client."""
+    _, client, server = both_ends
     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     server.close()
     assert is_ended(client)
