@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue
+from tests.servers.fixtures import nats_server as nats_server
+from tests.servers.fixtures import postgres_server as postgres_server
+from tests.servers.fixtures import redis_server as redis_server
 from tests.support import Runs
 
 

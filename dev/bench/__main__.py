@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,12 +12,11 @@ from typing import Any
 
 from dev.bench import charts, contestants, machine, plan, report, runner, workloads
 from dev.bench.contestants.base import Contestant
-from dev.bench.redis_server import RedisServer, RedisUnavailableError
+from dev.bench.redis_server import EmptyRedis, RedisUnavailableError, find
 from dev.bench.runner import Results
 from dev.bench.serve import without_paths
 from dev.bench.targets import judge, targets
 
-REDIS_URL = "redis://127.0.0.1:6379"
 ROUNDS = 5
 
 
@@ -48,7 +48,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to a file")
     parser.add_argument("--chart", type=Path, metavar="PATH", help="draw PNGs into a folder")
     parser.add_argument("--load", type=Path, metavar="PATH", help="measure nothing: show a --json")
-    parser.add_argument("--redis-url", default=REDIS_URL, help=f"default {REDIS_URL}")
+    parser.add_argument("--redis-url", metavar="URL", help="an empty Redis; default: start one for this run")
     parser.add_argument("--dir", type=Path, help="where the files go; default: a temporary folder")
     options = parser.parse_args()
     unknown = set(options.only) - set(contestants.NAMES) - set(workloads.WORKLOADS)
@@ -60,13 +60,14 @@ def _options() -> argparse.Namespace:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = plan.QUICK if options.quick else plan.FULL
     rounds = options.rounds or (1 if options.quick else ROUNDS)
-    redis, reason = _redis(options.redis_url)
-    participants, absent = _participants(options.only, reason)
     wanted = [name for name in options.only if name in workloads.WORKLOADS]
-    groups = [group for group in plan.cases(sizes, participants) if not wanted or group[0].workload in wanted]
-    with TemporaryDirectory(prefix="sitq-bench-", dir=options.dir) as folder:
-        description = machine.describe(Path(folder), participants, redis.version if redis else None)
-        results = asyncio.run(runner.measure(groups, rounds, Path(folder), options.redis_url, redis))
+    with ExitStack() as stack:
+        participants, absent = _participants(options.only)
+        redis = _redis(options.redis_url, participants, absent, stack)
+        groups = [group for group in plan.cases(sizes, participants) if not wanted or group[0].workload in wanted]
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sitq-bench-", dir=options.dir)))
+        description = machine.describe(folder, participants, redis.version if redis else None)
+        results = asyncio.run(runner.measure(groups, rounds, folder, redis))
     return {
         "machine": description,
         "settings": {"rounds": rounds, "quick": options.quick, "sizes": asdict(sizes)},
@@ -76,29 +77,33 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _redis(url: str) -> tuple[RedisServer | None, str]:
-    try:
-        return RedisServer(url), ""
-    except RedisUnavailableError as error:
-        return None, str(error)
-
-
-def _participants(only: list[str], no_redis: str) -> tuple[dict[str, type[Contestant]], dict[str, str]]:
+def _participants(only: list[str]) -> tuple[dict[str, type[Contestant]], dict[str, str]]:
     """Who can take part, and why the others cannot."""
     participants: dict[str, type[Contestant]] = {}
     absent: dict[str, str] = {}
     chosen = [name for name in contestants.NAMES if name in only] or contestants.NAMES
     for name in chosen:
         try:
-            kind = contestants.load(name)
+            participants[name] = contestants.load(name)
         except ImportError as error:
             absent[name] = without_paths(f"cannot be imported: {error}")
-            continue
-        if kind.needs_redis and no_redis:
-            absent[name] = no_redis
-        else:
-            participants[name] = kind
     return participants, absent
+
+
+def _redis(
+    url: str | None, participants: dict[str, type[Contestant]], absent: dict[str, str], stack: ExitStack
+) -> EmptyRedis | None:
+    """The Redis, if anybody needs one. If there is none, those who need it are absent."""
+    needy = [name for name, kind in participants.items() if kind.needs_redis]
+    if not needy:
+        return None
+    try:
+        return find(url, stack)
+    except RedisUnavailableError as error:
+        for name in needy:
+            del participants[name]
+            absent[name] = str(error)
+        return None
 
 
 def _print(document: dict[str, Any]) -> None:

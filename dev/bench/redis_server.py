@@ -1,7 +1,10 @@
-"""The Redis that some contestants need: whether it answers, and that it is one to play with."""
+"""The Redis that some contestants need: one of our own, or one that was started by hand and is to play with."""
 
 import socket
+from contextlib import ExitStack
 from urllib.parse import urlsplit
+
+from dev.servers import RedisServer, ServerStartError, ServerUnavailableError
 
 TIMEOUT_SECONDS = 2.0
 
@@ -10,7 +13,7 @@ class RedisUnavailableError(Exception):
     """There is no Redis to measure with; the message says why."""
 
 
-class RedisServer:
+class EmptyRedis:
     """A Redis on the loopback address, spoken to without a client library.
 
     It is emptied after each measurement, so only one that was empty before is accepted.
@@ -22,6 +25,7 @@ class RedisServer:
         Raises:
             RedisUnavailableError: when it is not on this machine, does not answer or holds keys.
         """
+        self.url = url
         parts = urlsplit(url)
         self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
         self._database = parts.path.strip("/") or "0"
@@ -49,3 +53,19 @@ class RedisServer:
         if selected != "+OK":
             raise ValueError(selected)
         return "\n".join(rest[:-2])
+
+
+def find(url: str | None, stack: ExitStack) -> EmptyRedis:
+    """The Redis at `url`, or for None one that is started here and ends with `stack`.
+
+    Nothing is written to disk by the one that is started here: it is the fastest that Redis can be.
+
+    Raises:
+        RedisUnavailableError: when there is none to measure with.
+    """
+    if url is None:
+        try:
+            url = stack.enter_context(RedisServer(persistent=False)).url
+        except (ServerUnavailableError, ServerStartError) as error:
+            raise RedisUnavailableError(str(error)) from error
+    return EmptyRedis(url)

@@ -10,7 +10,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from dev.bench.case import Case, Job, Metrics, Store
-from dev.bench.redis_server import RedisServer
+from dev.bench.redis_server import EmptyRedis
 from dev.bench.serve import ChildError, run
 
 CASE_SECONDS = 900.0
@@ -62,13 +62,13 @@ async def measure(
     groups: list[list[Case]],
     rounds: int,
     folder: Path,
-    redis_url: str,
-    redis: RedisServer | None,
+    redis: EmptyRedis | None,
 ) -> Results:
     """Measure every case once a round. Within a group another case begins each round."""
     results = Results()
     shared = folder / "shared"
     shared.mkdir()
+    redis_url = redis.url if redis else ""
     total = rounds * sum(len(group) for group in groups)
     done = 0
     for number in range(rounds):
