@@ -14,7 +14,7 @@ SOURCE = ROOT / "src"
 
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
-    {"sitq.models"},
+    {"sitq.models", "sitq._portal"},
     {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect"},
     {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},

@@ -346,7 +346,7 @@ def test_a_call_that_is_interrupted_as_it_begins_is_ended_as_well(path: Path) ->
     backend = Watched(str(path))
     with SyncTaskQueue(backend) as queue:
         task_id = queue.enqueue(add, 1, 2)
-        loop = queue._loop
+        loop = queue._portal._loop
         assert loop is not None
         hand_over = loop.call_soon_threadsafe
 

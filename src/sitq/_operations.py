@@ -1,10 +1,11 @@
 """Looking into a queue and mending it: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from sitq._checks import check_count, check_seconds, refuse_running_loop
+from sitq._portal import Portal
 from sitq.backends.base import Backend
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.errors import BackendError
@@ -155,9 +156,7 @@ class SyncOperations:
     """Mixed into ``SyncTaskQueue``."""
 
     _queue: Operations
-    if TYPE_CHECKING:
-
-        def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
+    _portal: Portal
 
     def counts(self) -> Counts:
         """Counts the tasks; see :meth:`TaskQueue.counts`.
@@ -165,7 +164,7 @@ class SyncOperations:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(self._queue.counts)
+        return self._portal.call(self._queue.counts)
 
     def get(self, task_id: str) -> TaskInfo | None:
         """Looks at one task, finished or not; see :meth:`TaskQueue.get`.
@@ -173,7 +172,7 @@ class SyncOperations:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(lambda: self._queue.get(task_id))
+        return self._portal.call(lambda: self._queue.get(task_id))
 
     def retry(
         self,
@@ -191,7 +190,7 @@ class SyncOperations:
         """
         refuse_running_loop()
         ids = None if task_ids is None else check_ids(task_ids)  # here: a generator may depend on its thread
-        return self._call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
+        return self._portal.call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
 
     def cancel(self, task_ids: Ids) -> Sequence[str]:
         """Finishes tasks without running them; see :meth:`TaskQueue.cancel`.
@@ -201,7 +200,7 @@ class SyncOperations:
         """
         refuse_running_loop()
         ids = check_ids(task_ids)
-        return self._call(lambda: self._queue.cancel(ids))
+        return self._portal.call(lambda: self._queue.cancel(ids))
 
     # The last one: from here on, `list` is this method to a type checker.
     def list(
@@ -219,7 +218,7 @@ class SyncOperations:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(
+        return self._portal.call(
             lambda: self._queue.list(status, limit=limit, name=name, error=error, since=since, before=before)
         )
 

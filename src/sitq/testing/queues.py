@@ -109,7 +109,7 @@ class ManualSyncQueue(SyncTaskQueue):
             RuntimeError: An event loop runs in this thread.
         """
         __tracebackhide__ = True
-        finished, failure = self._call(lambda: self._manual._drain(max_concurrency))
+        finished, failure = self._portal.call(lambda: self._manual._drain(max_concurrency))
         if check and failure is not None:
             raise failure
         return finished
