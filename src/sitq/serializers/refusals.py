@@ -28,7 +28,8 @@ _WORDS = {
         "task_id job_id id idempotency_key unique unique_key dedup_key queueing_lock"
     ),
     "a mapping of your own is context=": "metadata meta headers labels tags",
-    "max_attempts is an argument of TaskQueue": "max_attempts max_tries attempts",
+    "how often a task may be started is queue.options(max_attempts=...)": "max_attempts max_tries attempts",
+    "that is an option, for queue.options() or the queue's own enqueue()": "eta context",
     "how long a finished task is kept is SQLiteBackend(retention=...)": (
         "result_ttl failure_ttl retention keep_result result_expires"
     ),
@@ -54,6 +55,7 @@ def unserializable(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     context: Mapping[str, Any],
+    options: Mapping[str, Any],
     error: Exception,
 ) -> str:
     """Returns which part of a call cannot be serialized, and why."""
@@ -63,6 +65,7 @@ def unserializable(
         *((f"argument {key!r} of {name}", arg) for key, arg in kwargs.items()),
         *((f"context[{key!r}]", value) for key, value in context.items()),
         ("the context", context),
+        *((f"option {key!r} of {name}", value) for key, value in options.items()),
     ]
     for what, part in parts:
         try:
