@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sitq import Result, SerializationError, SQLiteBackend, TaskFailedError, TaskQueue, Worker
+from sitq import Result, SerializationError, SQLiteBackend, TaskFailedError, TaskQueue, Worker, WorkerDiedError
+from sitq.models import BURIED_ERROR_PREFIX
 from tests.support import DEADLINE_SECONDS, add, multiply, rows, start_python
 
 FOR_EVER_SECONDS = 3600.0
@@ -98,6 +99,11 @@ def helper(key: str) -> None:
     raise KeyError(key)  # the line that raised
 
 
+def raises_of_another_task() -> None:
+    """Raises what unwrap() raised for another task."""
+    raise WorkerDiedError("other", f"{BURIED_ERROR_PREFIX}each of 5 attempts")
+
+
 def fails_in_helper(key: str) -> None:
     """Raises in its helper."""
     helper(key)
@@ -127,7 +133,7 @@ async def observed(path: Path) -> Observed:
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away the safety net of a wait: it ends when it is woken, or not at all."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", FOR_EVER_SECONDS)
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", FOR_EVER_SECONDS)
 
 
 async def run_and_get(queue: TaskQueue, backend: SQLiteBackend, func: Callable[..., Any], *args: Any) -> Result[Any]:
@@ -199,7 +205,7 @@ async def test_a_wait_ends_when_the_task_is_finished(path: Path, default: float 
 
 async def test_a_wait_without_a_limit_goes_on(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
     """It outlasts any number of looks that find the task unfinished, running or given back."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", 0.005)
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.005)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
@@ -297,7 +303,7 @@ async def test_a_task_that_is_deleted_while_it_is_waited_for_gives_none(
     observed: Observed, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that somebody took away ends the wait at the next look."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.01)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
@@ -337,6 +343,32 @@ async def test_a_failure_says_what_was_raised_and_where(queue: TaskQueue, backen
         result.unwrap()
     assert (caught.value.error, caught.value.traceback) == (result.error, result.traceback)
     assert caught.value.task_id == result.task_id
+
+
+async def test_the_death_of_all_workers_is_an_error_of_its_own(path: Path) -> None:
+    """Code that waits for a result can tell it from what the task raised."""
+    clock = [1_000.0]
+    backend = SQLiteBackend(path, clock=lambda: clock[0])
+    async with TaskQueue(backend, max_attempts=1) as queue:
+        task_id = await queue.enqueue(add, 1, 2)
+        for _ in range(2):  # by workers that are never heard of again
+            await backend.reserve(1, lease=30, alone=True)
+            clock[0] += 31
+        result = await queue.get_result(task_id)
+    assert result is not None
+    with pytest.raises(WorkerDiedError, match="failed: WorkerDiedError: each of 1 attempts ended with the death of"):
+        result.unwrap()
+
+
+async def test_an_error_of_a_task_is_that_of_the_task_whatever_its_name(
+    queue: TaskQueue, backend: SQLiteBackend
+) -> None:
+    """One that waits for another task and lets its error through failed by itself: its worker lives."""
+    result = await run_and_get(queue, backend, raises_of_another_task)
+    assert str(result.error).startswith("WorkerDiedError: task other failed")
+    with pytest.raises(TaskFailedError) as caught:
+        result.unwrap()
+    assert type(caught.value) is TaskFailedError
 
 
 async def test_the_times_of_a_result_are_aware_and_in_order(queue: TaskQueue, backend: SQLiteBackend) -> None:

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, Self
 
-from sitq.errors import TaskCancelledError, TaskFailedError
+from sitq.errors import TaskCancelledError, TaskFailedError, WorkerDiedError
 
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
 FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
 """The statuses that a task does not leave by itself."""
+
+BURIED_ERROR_PREFIX = "WorkerDiedError: "
+"""How the error of a task begins that a backend has failed for the death of its workers. Such a task has
+no traceback."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -233,12 +237,16 @@ class Result[T]:
         Raises:
             TaskFailedError: The task failed; the error carries the remote traceback.
             TaskCancelledError: The task was cancelled while it waited to be run.
+            WorkerDiedError: Its workers died on every attempt. This and the one before are
+                ``TaskFailedError``s, too.
             RuntimeError: The task is not finished.
         """
         if self.status == "success":
             return self.value  # type: ignore[return-value]  # T may itself include None
         if self.status == "failed":
-            raise TaskFailedError(self.task_id, self.error or "unknown error", self.traceback)
+            error = self.error or "unknown error"
+            buried = self.traceback is None and error.startswith(BURIED_ERROR_PREFIX)
+            raise (WorkerDiedError if buried else TaskFailedError)(self.task_id, error, self.traceback)
         if self.status == "cancelled":
             raise TaskCancelledError(self.task_id)
         raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")
