@@ -16,7 +16,7 @@ LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
     {"sitq.models", "sitq._portal"},
     {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect"},
-    {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
+    {"sitq.executors", "sitq.backends.sqlite", "sitq._operations", "sitq._enqueuer"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
     {"sitq._current"},

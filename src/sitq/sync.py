@@ -4,12 +4,53 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self, overload
 
 from sitq._checks import refuse_running_loop
+from sitq._enqueuer import Context, Enqueuer, Eta
 from sitq._operations import SyncOperations
 from sitq._portal import Portal
 from sitq.backends.base import Backend
 from sitq.models import Result, TaskId
-from sitq.queue import AnyCallable, AsyncCallable, Context, Eta, TaskQueue
+from sitq.queue import AnyCallable, AsyncCallable, TaskQueue
 from sitq.serializers.base import Serializer
+
+
+class SyncEnqueuer:
+    """Stores tasks with the options that :meth:`SyncTaskQueue.options` was given.
+
+    It may be kept and used any number of times, also by several threads at once. An ``eta`` that is
+    a ``timedelta`` counts from each call of :meth:`enqueue`.
+    """
+
+    __slots__ = ("_enqueuer", "_portal")
+
+    def __init__(self, portal: Portal, enqueuer: Enqueuer) -> None:
+        self._portal = portal
+        self._enqueuer = enqueuer
+
+    @overload
+    def enqueue(self, func: str, /, *args: Any, **kwargs: Any) -> TaskId[Any]: ...
+    @overload
+    def enqueue[**P, T](self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+    @overload
+    def enqueue[**P, T](self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+    def enqueue(self, func: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """Stores a call of ``func`` and returns its id; see :meth:`TaskQueue.enqueue`.
+
+        All keywords are the task's own: it may have a parameter named ``eta`` or ``context``.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        return self._portal.call(lambda: self._enqueuer.enqueue(func, *args, **kwargs))
+
+    def enqueue_many(self, calls: Iterable[Callable[[], Any]]) -> list[TaskId[Any]]:
+        """Stores many calls, all or none, and returns their ids in order; see :meth:`TaskQueue.enqueue_many`.
+
+        Raises:
+            RuntimeError: An event loop runs in this thread.
+        """
+        refuse_running_loop()
+        calls = list(calls)  # here: a generator may depend on its thread, and may take its time
+        return self._portal.call(lambda: self._enqueuer.enqueue_many(calls))
 
 
 class SyncTaskQueue(SyncOperations):
@@ -96,7 +137,7 @@ class SyncTaskQueue(SyncOperations):
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._portal.call(lambda: self._queue.enqueue(func, *args, eta=eta, context=context, **kwargs))
+        return self.options(eta=eta, context=context).enqueue(func, *args, **kwargs)
 
     def enqueue_many(
         self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
@@ -106,9 +147,16 @@ class SyncTaskQueue(SyncOperations):
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        refuse_running_loop()
-        calls = list(calls)  # here: a generator may depend on its thread, and may take its time
-        return self._portal.call(lambda: self._queue.enqueue_many(calls, eta=eta, context=context))
+        return self.options(eta=eta, context=context).enqueue_many(calls)
+
+    def options(self, *, eta: Eta = None, context: Context = None, max_attempts: int | None = None) -> SyncEnqueuer:
+        """Returns an enqueuer: ``queue.options(eta=...).enqueue(func, 1, b=2)``; see :meth:`TaskQueue.options`.
+
+        Raises:
+            TypeError: As :meth:`TaskQueue.options`.
+            ValueError: As :meth:`TaskQueue.options`.
+        """
+        return SyncEnqueuer(self._portal, self._queue.options(eta=eta, context=context, max_attempts=max_attempts))
 
     @overload
     def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
