@@ -172,7 +172,7 @@ class Array:
 
 
 async def test_results_that_hold_arrays_can_be_compared(queue: TaskQueue, backend: SQLiteBackend) -> None:
-    """Two looks at one run are equal and hash alike, whatever it returned; another run is not."""
+    """Two results of one run are equal and hash alike, whatever it returned; another run is not."""
     ids = [await queue.enqueue(Array), await queue.enqueue(Array)]
     await Worker(backend).drain()
     one, again, other = [await queue.get_result(task_id) for task_id in (ids[0], ids[0], ids[1])]

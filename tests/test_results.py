@@ -27,20 +27,20 @@ asyncio.run(Worker(SQLiteBackend(sys.argv[1])).drain())
 
 
 class Observed(SQLiteBackend):
-    """A backend that counts the looks for a result and tells when somebody waits."""
+    """A backend that counts the queries for a result and tells when somebody waits."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
-        self.looks = 0
-        self.looked = asyncio.Condition()
+        self.queries = 0
+        self.changed = asyncio.Condition()
         self.waits = asyncio.Semaphore(0)
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Counts, after the look."""
+        """Counts, after the query."""
         found = await super().get_result(task_id)
-        async with self.looked:
-            self.looks += 1
-            self.looked.notify_all()
+        async with self.changed:
+            self.queries += 1
+            self.changed.notify_all()
         return found
 
     @contextlib.contextmanager
@@ -57,10 +57,10 @@ class Observed(SQLiteBackend):
             for _ in range(count):
                 await self.waits.acquire()
 
-    async def looked_at(self, looks: int) -> None:
-        """Returns when that many looks have been made."""
-        async with asyncio.timeout(DEADLINE_SECONDS), self.looked:
-            await self.looked.wait_for(lambda: self.looks >= looks)
+    async def queried(self, count: int) -> None:
+        """Returns when that many queries have been made."""
+        async with asyncio.timeout(DEADLINE_SECONDS), self.changed:
+            await self.changed.wait_for(lambda: self.queries >= count)
 
 
 class TwoArgumentsError(Exception):
@@ -147,27 +147,27 @@ async def run_and_get(queue: TaskQueue, backend: SQLiteBackend, func: Callable[.
 
 @pytest.mark.parametrize("timeout", [None, 0, 0.0, 5, 60.5])
 async def test_a_finished_task_is_read_without_waiting(observed: Observed, timeout: float | None) -> None:
-    """Whatever the timeout, one look is enough and no watch is set."""
+    """Whatever the timeout, one query is enough and no watch is set."""
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         await Worker(observed).drain()
         result = await queue.get_result(task_id, timeout)
     assert result is not None
     assert result.unwrap() == 3
-    assert observed.looks == 1
+    assert observed.queries == 1
     assert observed.waits.locked()
 
 
 @pytest.mark.parametrize(
     ("default", "timeout"), [(None, 0), (None, 0.0), (0, None), (0, 0), (FOR_EVER_SECONDS, 0)], ids=str
 )
-async def test_a_timeout_of_zero_looks_once(path: Path, default: float | None, timeout: float | None) -> None:
-    """Given to the call, or to the queue where the call has none: one look, and no wait."""
+async def test_a_timeout_of_zero_asks_once(path: Path, default: float | None, timeout: float | None) -> None:
+    """Given to the call, or to the queue if the call has none: one query, and no wait."""
     observed = Observed(path)
     async with TaskQueue(observed, default_result_timeout=default) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         assert await queue.get_result(task_id, timeout) is None
-    assert observed.looks == 1
+    assert observed.queries == 1
     assert observed.waits.locked()
 
 
@@ -180,7 +180,7 @@ async def test_a_wait_that_is_too_short_gives_none(path: Path, default: float | 
         before = rows(path)
         assert await queue.get_result(task_id, timeout) is None
         assert rows(path) == before
-    assert observed.looks >= 2
+    assert observed.queries >= 2
     assert not observed.waits.locked()
 
 
@@ -204,16 +204,16 @@ async def test_a_wait_ends_when_the_task_is_finished(path: Path, default: float 
 
 
 async def test_a_wait_without_a_limit_goes_on(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It outlasts any number of looks that find the task unfinished, running or given back."""
+    """It outlasts any number of queries that find the task unfinished, running or given back."""
     monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.005)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
-        await observed.looked_at(10)
+        await observed.queried(10)
         (task,) = (await observed.reserve(1, lease=60, alone=True)).tasks
-        await observed.looked_at(20)
+        await observed.queried(20)
         await observed.release([task])
-        await observed.looked_at(30)
+        await observed.queried(30)
         assert not waiting.done()
         await Worker(observed).drain()
         result = await waiting
@@ -302,12 +302,12 @@ async def test_an_unknown_id_gives_none_at_once(observed: Observed, task_id: str
 async def test_a_task_that_is_deleted_while_it_is_waited_for_gives_none(
     observed: Observed, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that somebody took away ends the wait at the next look."""
+    """A row that somebody took away ends the wait at the next query."""
     monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.01)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
-        await observed.looked_at(3)
+        await observed.queried(3)
         assert not waiting.done()
         with contextlib.closing(sqlite3.connect(path)) as other, other:
             other.execute("DELETE FROM tasks")

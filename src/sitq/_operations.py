@@ -1,4 +1,4 @@
-"""Looking into a queue and mending it: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
+"""Inspecting a queue and mending its tasks: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -28,22 +28,22 @@ class Operations:
     async def counts(self) -> Counts:
         """Counts the tasks by status, and says how long the oldest due one has been waiting.
 
-        The backend may have to read every row for it: not for a hot path.
+        The backend may have to read every row for it, so it is not for a hot path.
 
         Raises:
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         return await (await _inspectable(self)).counts()
 
     async def get(self, task_id: str) -> TaskInfo | None:
-        """Looks at one task, finished or not; ``None`` if there is no such task.
+        """Returns the state of one task, finished or not; ``None`` if there is no such task.
 
-        It tells what :meth:`get_result` with ``timeout=0`` cannot: whether a task is not finished yet
-        or unknown.
+        :meth:`get_result` with ``timeout=0`` is ``None`` both for an unknown task and for one that is
+        not finished yet.
 
         Raises:
             TypeError: ``task_id`` is not a ``str``.
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         check_ids([task_id])
         return await (await _inspectable(self)).show(task_id)
@@ -79,7 +79,7 @@ class Operations:
             TypeError: An argument is of the wrong type, not exactly one of the first two is given, or
                 tasks that are given by their ids are to be narrowed.
             ValueError: A text is empty, or ``since`` is negative.
-            BackendError: The backend did not do it, or cannot be looked into.
+            BackendError: The backend did not do it, or cannot be inspected.
         """
         if bool(failed) == (task_ids is not None):
             raise TypeError("retry() takes either the ids of tasks or failed=True")
@@ -108,7 +108,7 @@ class Operations:
 
         Raises:
             TypeError: An id is not a ``str``.
-            BackendError: The backend did not do it, or cannot be looked into.
+            BackendError: The backend did not do it, or cannot be inspected.
         """
         checked = check_ids(task_ids)
         return await (await _inspectable(self)).cancel(checked)
@@ -141,7 +141,7 @@ class Operations:
             TypeError: An argument is of the wrong type.
             ValueError: There is no such status, a number is out of range, a text is empty, or
                 ``before`` is not in this list: it is unknown, or was deleted or retried meanwhile.
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         if status is not None and status not in get_args(Status.__value__):
             raise ValueError(f"status must be one of {', '.join(get_args(Status.__value__))}; got {status!r}")
@@ -167,7 +167,7 @@ class SyncOperations:
         return self._portal.call(self._queue.counts)
 
     def get(self, task_id: str) -> TaskInfo | None:
-        """Looks at one task, finished or not; see :meth:`TaskQueue.get`.
+        """Returns the state of one task, finished or not; see :meth:`TaskQueue.get`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
@@ -227,7 +227,7 @@ async def _inspectable(queue: Operations) -> Inspectable:
     backend = queue._backend
     if not isinstance(backend, Inspectable):
         raise BackendError(
-            f"{type(backend).__name__} cannot be looked into: it does not offer what "
+            f"{type(backend).__name__} cannot be inspected: it does not offer what "
             "sitq.backends.inspect.Inspectable describes"
         )
     if not queue._connected:
@@ -249,7 +249,7 @@ def check_ids(task_ids: Ids) -> Sequence[str]:
 
 
 def _check_text(name: str, text: str | None) -> str | None:
-    """Returns a text to search for.
+    """Returns a checked text to search for.
 
     Raises:
         TypeError: It is not a ``str``.

@@ -31,7 +31,7 @@ class TaskFailedError(SitqError):
     Attributes:
         task_id: The id of the task that failed.
         error: ``"ExceptionType: message"`` as the worker saw it.
-        traceback: The worker's traceback, formatted; ``None`` where no code of the task ran.
+        traceback: The worker's traceback, formatted; ``None`` if no code of the task raised.
     """
 
     def __init__(self, task_id: str, error: str, traceback: str | None = None) -> None:
@@ -48,7 +48,7 @@ class TaskFailedError(SitqError):
 class TaskCancelledError(TaskFailedError):
     """A task was cancelled while it waited to be run, and its result was asked for.
 
-    A :class:`TaskFailedError`, for what the caller learns is the same: there is no value, and none
+    It is a :class:`TaskFailedError`, because the caller learns the same: there is no value, and none
     will come. Code that catches that one needs no second branch.
     """
 

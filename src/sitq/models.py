@@ -100,7 +100,7 @@ class NewTask(NamedTuple):
         task_id: Unique among all tasks.
         payload: The serialized call.
         name: What the call is named in logs and listings; never read back as code.
-        format: What wrote the payload, so that a mismatch can be told without loading it.
+        format: What wrote the payload, so that a mismatch is seen without loading it.
         eta: When the task becomes due (aware, UTC); ``None`` means now.
         max_attempts: How often the task may be started before it is failed, at least 1.
         delay: Seconds from when it is stored, by the store's clock, until it becomes due: in place
@@ -133,7 +133,7 @@ class ReservedTask(NamedTuple):
         enqueued_at: When the task was stored (aware, UTC).
         failures: How many runs of this task have raised and were made due again by a policy.
         started_at: When this run was reserved, by the store's clock (aware, UTC); ``None`` from a
-            backend that does not tell.
+            backend that does not know it.
     """
 
     key: int | str
@@ -157,7 +157,7 @@ class ReservedTask(NamedTuple):
 class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
-    What stands behind these is for backends that list it in ``endings`` (see
+    The fields behind these are for backends that list them in ``endings`` (see
     ``sitq.backends.endings``); no other one is ever given it.
 
     Attributes:
@@ -188,11 +188,11 @@ class Reservation:
 
     Attributes:
         tasks: The tasks now held by the caller, oldest first.
-        buried: The tasks that were failed by this call, for their workers died too often.
+        buried: The tasks that were failed by this call, because their workers died too often.
         next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
-            where there is neither. Meaningful only when fewer tasks came back than were asked for.
-        last_attempt_waiting: A task on its last attempt is due and was left, for a caller that is
-            alone, and no other task became due before it.
+            if there is neither. Meaningful only when fewer tasks came back than were asked for.
+        last_attempt_waiting: A task on its last attempt is due, and no other task became due before it. It
+            was left because the caller is not alone.
     """
 
     tasks: Sequence[ReservedTask] = ()
@@ -214,7 +214,7 @@ class Result[T]:
             and ``"in_progress"``.
         value: What the task returned; ``None`` unless ``status`` is ``"success"``.
         error: ``"ExceptionType: message"`` of a failed task, else ``None``.
-        traceback: The worker's traceback of a failed task, formatted, where there is one.
+        traceback: The worker's traceback of a failed task, formatted, if there is one.
         attempt: How many times the task was started.
         enqueued_at: When the task was stored.
         started_at: When its latest run was started; ``None`` if it never was.

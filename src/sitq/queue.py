@@ -38,10 +38,10 @@ class TaskQueue(Operations):
     Args:
         backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
         serializer: Turns calls and results into bytes; the worker needs the same one.
-        default_result_timeout: Seconds that :meth:`get_result` waits where it is not told;
-            ``None`` waits until the task is finished.
+        default_result_timeout: Seconds that :meth:`get_result` waits if it is not given a
+            timeout; ``None`` waits until the task is finished.
         max_attempts: How often a task may be started before it is failed for the death of its
-            workers, at least 1. A task that raises is never tried again, so this is no number of
+            workers, at least 1. A task that raises is never tried again, so this is not a number of
             retries. The last attempt runs alone in its worker: with 1, every task does, and the
             worker's other slots stay empty.
 
@@ -88,10 +88,10 @@ class TaskQueue(Operations):
     async def _connect(self) -> None:
         await self._backend.connect()
         if self._connected:
-            await self._backend.close()  # another call was faster: one user of us is enough
+            await self._backend.close()  # another call was faster: one of them counts as a user
         self._connected = True
 
-    # A task's own arguments are checked where neither eta nor context is given: no keyword of ours
+    # A task's own arguments are checked only if neither eta nor context is given: no keyword of ours
     # may stand between P.args and P.kwargs (PEP 612).
     @overload
     async def enqueue[T](
@@ -228,12 +228,11 @@ class TaskQueue(Operations):
 
         Args:
             task_id: What ``enqueue`` returned.
-            timeout: Seconds to wait; ``0`` looks once, ``None`` takes ``default_result_timeout``,
-                and where that is ``None`` too, waits until the task is finished.
+            timeout: Seconds to wait; ``0`` asks once. ``None`` takes ``default_result_timeout``; if that
+                is ``None`` too, it waits until the task is finished.
 
         Returns:
-            The result; ``None`` where it is not there in time, and at once where there is no such
-            task.
+            The result; ``None`` if it is not there in time, and at once if there is no such task.
 
         Raises:
             TypeError: An argument is of the wrong type.

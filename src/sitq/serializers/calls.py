@@ -44,7 +44,7 @@ class Call(NamedTuple):
         named = func if hasattr(func, "__qualname__") else type(func)
         module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
         name = f"{module}:{named.__qualname__}"
-        # A lone surrogate is no text for a store.
+        # A store takes no surrogates: they are not text.
         return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -23,7 +23,7 @@ _WORDS = {
     "a task may take as long as it takes: use asyncio.timeout() inside it": (
         "timeout job_timeout task_timeout time_limit soft_time_limit"
     ),
-    "a task does not expire: look at the time inside it": "expires expiry expires_in ttl",
+    "a task does not expire: compare the time inside it": "expires expiry expires_in ttl",
     "the id is what enqueue() returns; one of your own goes into context= or among the arguments": (
         "task_id job_id id idempotency_key unique unique_key dedup_key queueing_lock"
     ),
@@ -76,7 +76,7 @@ def unserializable(
 
 
 def culprit(dumps: Callable[[Any], bytes], func: Any, *callers: Any) -> str | None:
-    """Says what of its surroundings keeps a function from being carried; ``None`` where it is something else."""
+    """Says what of its surroundings keeps a function from being carried; ``None`` if it is something else."""
     while isinstance(func, partial):
         func = func.func
     func = getattr(func, "__func__", func)
