@@ -249,7 +249,7 @@ async def test_a_backend_without_it_says_so(backend: SQLiteBackend) -> None:
     assert not isinstance(plain, Inspectable)
     queue = TaskQueue(plain)
     for call in (queue.counts(), queue.list(), queue.retry(failed=True), queue.cancel("id")):
-        with pytest.raises(BackendError, match=r"Plain cannot be looked into: .*Inspectable"):
+        with pytest.raises(BackendError, match=r"Plain cannot be inspected: .*Inspectable"):
             await call
     task_id = await queue.enqueue(add, 1, 2)
     await Worker(plain).drain()

@@ -23,9 +23,10 @@ from sitq import (
     TaskId,
     TaskQueue,
     Worker,
+    WorkerDiedError,
     models,
 )
-from sitq.models import Outcome, Reservation, from_micros, new_task_id, to_micros
+from sitq.models import BURIED_ERROR_PREFIX, Outcome, Reservation, from_micros, new_task_id, to_micros
 from tests.scripts import run_script
 from tests.support import add
 
@@ -116,6 +117,31 @@ def test_unwrap_raises_the_failure_with_its_remote_text(traceback: str | None) -
     assert traceback is None or traceback in str(failure)
 
 
+def test_unwrap_tells_the_death_of_all_workers_from_other_failures() -> None:
+    """The text that every backend writes then, and no traceback: an error of its own, which is a failure, too."""
+    error = f"{BURIED_ERROR_PREFIX}each of 5 attempts ended with the death of its worker"
+    with pytest.raises(TaskFailedError) as caught:
+        result("failed", error=error).unwrap()
+    assert type(caught.value) is WorkerDiedError
+    assert (caught.value.task_id, caught.value.error, caught.value.traceback) == ("the-id", error, None)
+    assert str(caught.value) == f"task the-id failed: {error}"
+
+
+@pytest.mark.parametrize(
+    ("error", "traceback"),
+    [
+        ("WorkerDiedError: mine", "Traceback: line 7"),
+        ("WorkerDiedErrors: mine", None),
+        ("ValueError: WorkerDiedError: mine", None),
+    ],
+)
+def test_a_tasks_own_exception_is_not_taken_for_the_death_of_its_workers(error: str, traceback: str | None) -> None:
+    """A task may raise what has that name: then there is a traceback."""
+    with pytest.raises(TaskFailedError) as caught:
+        result("failed", error=error, traceback=traceback).unwrap()
+    assert type(caught.value) is TaskFailedError
+
+
 @pytest.mark.parametrize("status", ["pending", "in_progress"])
 def test_unwrap_of_an_unfinished_task_is_a_wrong_use(status: models.Status) -> None:
     """There is no value yet, which is not a failure of the task."""
@@ -123,11 +149,12 @@ def test_unwrap_of_an_unfinished_task_is_a_wrong_use(status: models.Status) -> N
         result(status).unwrap()
 
 
-def test_a_failure_survives_pickle() -> None:
+@pytest.mark.parametrize("error", [TaskFailedError, WorkerDiedError])
+def test_a_failure_survives_pickle(error: type[TaskFailedError]) -> None:
     """It can be raised across processes, as a pool of processes does, with all that it carries."""
-    failure = TaskFailedError("id", "ValueError: no", "Traceback")
+    failure = error("id", "ValueError: no", "Traceback")
     copied = pickle.loads(pickle.dumps(failure))
-    assert (type(copied), str(copied), vars(copied)) == (TaskFailedError, str(failure), vars(failure))
+    assert (type(copied), str(copied), vars(copied)) == (error, str(failure), vars(failure))
 
 
 class Array:
@@ -145,7 +172,7 @@ class Array:
 
 
 async def test_results_that_hold_arrays_can_be_compared(queue: TaskQueue, backend: SQLiteBackend) -> None:
-    """Two looks at one run are equal and hash alike, whatever it returned; another run is not."""
+    """Two results of one run are equal and hash alike, whatever it returned; another run is not."""
     ids = [await queue.enqueue(Array), await queue.enqueue(Array)]
     await Worker(backend).drain()
     one, again, other = [await queue.get_result(task_id) for task_id in (ids[0], ids[0], ids[1])]

@@ -35,6 +35,7 @@ PUBLIC = {
     "TaskId",
     "TaskQueue",
     "Worker",
+    "WorkerDiedError",
     "current_task",
 }
 
@@ -43,6 +44,7 @@ ERRORS = {
     sitq.SerializationError: sitq.SitqError,
     sitq.TaskFailedError: sitq.SitqError,
     sitq.TaskCancelledError: sitq.TaskFailedError,
+    sitq.WorkerDiedError: sitq.TaskFailedError,
     sitq.BackendError: sitq.SitqError,
     sitq.BackendUnavailableError: sitq.BackendError,
     sitq.BackendReadOnlyError: sitq.BackendError,

@@ -334,7 +334,7 @@ async def test_an_empty_batch_gives_no_ids(queue: TaskQueue, path: Path) -> None
 
 
 async def test_a_very_large_batch_is_one_transaction(queue: TaskQueue, path: Path) -> None:
-    """Another connection, looking all the time, sees none of its tasks or all of them."""
+    """Another connection, which reads all the time, sees none of its tasks or all of them."""
     seen: set[int] = set()
     looked, stored = threading.Event(), threading.Event()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sitq import Result, SerializationError, SQLiteBackend, TaskFailedError, TaskQueue, Worker
+from sitq import Result, SerializationError, SQLiteBackend, TaskFailedError, TaskQueue, Worker, WorkerDiedError
+from sitq.models import BURIED_ERROR_PREFIX
 from tests.support import DEADLINE_SECONDS, add, multiply, rows, start_python
 
 FOR_EVER_SECONDS = 3600.0
@@ -26,20 +27,20 @@ asyncio.run(Worker(SQLiteBackend(sys.argv[1])).drain())
 
 
 class Observed(SQLiteBackend):
-    """A backend that counts the looks for a result and tells when somebody waits."""
+    """A backend that counts the queries for a result and tells when somebody waits."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
-        self.looks = 0
-        self.looked = asyncio.Condition()
+        self.queries = 0
+        self.changed = asyncio.Condition()
         self.waits = asyncio.Semaphore(0)
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Counts, after the look."""
+        """Counts, after the query."""
         found = await super().get_result(task_id)
-        async with self.looked:
-            self.looks += 1
-            self.looked.notify_all()
+        async with self.changed:
+            self.queries += 1
+            self.changed.notify_all()
         return found
 
     @contextlib.contextmanager
@@ -56,10 +57,10 @@ class Observed(SQLiteBackend):
             for _ in range(count):
                 await self.waits.acquire()
 
-    async def looked_at(self, looks: int) -> None:
-        """Returns when that many looks have been made."""
-        async with asyncio.timeout(DEADLINE_SECONDS), self.looked:
-            await self.looked.wait_for(lambda: self.looks >= looks)
+    async def queried(self, count: int) -> None:
+        """Returns when that many queries have been made."""
+        async with asyncio.timeout(DEADLINE_SECONDS), self.changed:
+            await self.changed.wait_for(lambda: self.queries >= count)
 
 
 class TwoArgumentsError(Exception):
@@ -98,6 +99,11 @@ def helper(key: str) -> None:
     raise KeyError(key)  # the line that raised
 
 
+def raises_of_another_task() -> None:
+    """Raises what unwrap() raised for another task."""
+    raise WorkerDiedError("other", f"{BURIED_ERROR_PREFIX}each of 5 attempts")
+
+
 def fails_in_helper(key: str) -> None:
     """Raises in its helper."""
     helper(key)
@@ -127,7 +133,7 @@ async def observed(path: Path) -> Observed:
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away the safety net of a wait: it ends when it is woken, or not at all."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", FOR_EVER_SECONDS)
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", FOR_EVER_SECONDS)
 
 
 async def run_and_get(queue: TaskQueue, backend: SQLiteBackend, func: Callable[..., Any], *args: Any) -> Result[Any]:
@@ -141,27 +147,27 @@ async def run_and_get(queue: TaskQueue, backend: SQLiteBackend, func: Callable[.
 
 @pytest.mark.parametrize("timeout", [None, 0, 0.0, 5, 60.5])
 async def test_a_finished_task_is_read_without_waiting(observed: Observed, timeout: float | None) -> None:
-    """Whatever the timeout, one look is enough and no watch is set."""
+    """Whatever the timeout, one query is enough and no watch is set."""
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         await Worker(observed).drain()
         result = await queue.get_result(task_id, timeout)
     assert result is not None
     assert result.unwrap() == 3
-    assert observed.looks == 1
+    assert observed.queries == 1
     assert observed.waits.locked()
 
 
 @pytest.mark.parametrize(
     ("default", "timeout"), [(None, 0), (None, 0.0), (0, None), (0, 0), (FOR_EVER_SECONDS, 0)], ids=str
 )
-async def test_a_timeout_of_zero_looks_once(path: Path, default: float | None, timeout: float | None) -> None:
-    """Given to the call, or to the queue where the call has none: one look, and no wait."""
+async def test_a_timeout_of_zero_asks_once(path: Path, default: float | None, timeout: float | None) -> None:
+    """Given to the call, or to the queue if the call has none: one query, and no wait."""
     observed = Observed(path)
     async with TaskQueue(observed, default_result_timeout=default) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         assert await queue.get_result(task_id, timeout) is None
-    assert observed.looks == 1
+    assert observed.queries == 1
     assert observed.waits.locked()
 
 
@@ -174,7 +180,7 @@ async def test_a_wait_that_is_too_short_gives_none(path: Path, default: float | 
         before = rows(path)
         assert await queue.get_result(task_id, timeout) is None
         assert rows(path) == before
-    assert observed.looks >= 2
+    assert observed.queries >= 2
     assert not observed.waits.locked()
 
 
@@ -198,16 +204,16 @@ async def test_a_wait_ends_when_the_task_is_finished(path: Path, default: float 
 
 
 async def test_a_wait_without_a_limit_goes_on(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It outlasts any number of looks that find the task unfinished, running or given back."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", 0.005)
+    """It outlasts any number of queries that find the task unfinished, running or given back."""
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.005)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
-        await observed.looked_at(10)
+        await observed.queried(10)
         (task,) = (await observed.reserve(1, lease=60, alone=True)).tasks
-        await observed.looked_at(20)
+        await observed.queried(20)
         await observed.release([task])
-        await observed.looked_at(30)
+        await observed.queried(30)
         assert not waiting.done()
         await Worker(observed).drain()
         result = await waiting
@@ -296,12 +302,12 @@ async def test_an_unknown_id_gives_none_at_once(observed: Observed, task_id: str
 async def test_a_task_that_is_deleted_while_it_is_waited_for_gives_none(
     observed: Observed, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that somebody took away ends the wait at the next look."""
-    monkeypatch.setattr("sitq.queue.LOOK_AGAIN_SECONDS", 0.01)
+    """A row that somebody took away ends the wait at the next query."""
+    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.01)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
-        await observed.looked_at(3)
+        await observed.queried(3)
         assert not waiting.done()
         with contextlib.closing(sqlite3.connect(path)) as other, other:
             other.execute("DELETE FROM tasks")
@@ -337,6 +343,32 @@ async def test_a_failure_says_what_was_raised_and_where(queue: TaskQueue, backen
         result.unwrap()
     assert (caught.value.error, caught.value.traceback) == (result.error, result.traceback)
     assert caught.value.task_id == result.task_id
+
+
+async def test_the_death_of_all_workers_is_an_error_of_its_own(path: Path) -> None:
+    """Code that waits for a result can tell it from what the task raised."""
+    clock = [1_000.0]
+    backend = SQLiteBackend(path, clock=lambda: clock[0])
+    async with TaskQueue(backend, max_attempts=1) as queue:
+        task_id = await queue.enqueue(add, 1, 2)
+        for _ in range(2):  # by workers that are never heard of again
+            await backend.reserve(1, lease=30, alone=True)
+            clock[0] += 31
+        result = await queue.get_result(task_id)
+    assert result is not None
+    with pytest.raises(WorkerDiedError, match="failed: WorkerDiedError: each of 1 attempts ended with the death of"):
+        result.unwrap()
+
+
+async def test_an_error_of_a_task_is_that_of_the_task_whatever_its_name(
+    queue: TaskQueue, backend: SQLiteBackend
+) -> None:
+    """One that waits for another task and lets its error through failed by itself: its worker lives."""
+    result = await run_and_get(queue, backend, raises_of_another_task)
+    assert str(result.error).startswith("WorkerDiedError: task other failed")
+    with pytest.raises(TaskFailedError) as caught:
+        result.unwrap()
+    assert type(caught.value) is TaskFailedError
 
 
 async def test_the_times_of_a_result_are_aware_and_in_order(queue: TaskQueue, backend: SQLiteBackend) -> None:

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src"
 
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs", "sitq._signals"},
-    {"sitq.models"},
+    {"sitq.models", "sitq._portal"},
     {
         "sitq.serializers",
         "sitq.backends.base",
@@ -22,7 +22,7 @@ LAYERS = (
         "sitq.backends.inspect",
         "sitq.backends.leaving",
     },
-    {"sitq.executors", "sitq.extensions", "sitq.backends.sqlite", "sitq._operations"},
+    {"sitq.executors", "sitq.extensions", "sitq.backends.sqlite", "sitq._enqueuer", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
     {"sitq._current"},

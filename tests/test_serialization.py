@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import operator
 import os
 import pickle
 import pickletools
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
@@ -30,11 +32,54 @@ from sitq import (
     current_task,
 )
 from sitq.models import Outcome
+from sitq.serializers.calls import Call, make_call
+from sitq.serializers.envelope import dump_call, load_call
 from tests.support import Runs, add, log_plain, rows
 
 SERIALIZER = CloudpickleSerializer()
 ENVELOPE, PYTHON, CLOUDPICKLE = SERIALIZER.format.split()
+STORED_BY_1_0 = bytes.fromhex(
+    "80059544000000000000007d94288c0466756e63948c095f6f70657261746f72948c036164649493948c0461726773944b014b0286948c066b7761726773947d948c07636f6e74657874947d94752e"
+)
+"""A call of ``operator.add`` with 1 and 2."""
+
 OTHER_PYTHONS = ["cpython-3.12", "cpython-3.99", "pypy-3.13"]
+
+
+class JsonSerializer:
+    """A user's own serializer: JSON, and functions by their import path only."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @property
+    def format(self) -> str:
+        """Names the format."""
+        return "json-1"
+
+    def dumps(self, value: Any) -> bytes:
+        """Writes JSON."""
+        self.calls.append("dumps")
+        return json.dumps(value).encode()
+
+    def loads(self, data: bytes) -> Any:
+        """Reads JSON."""
+        self.calls.append("loads")
+        return json.loads(data)
+
+    def check_format(self, data: bytes, format: str) -> None:  # noqa: A002 - the name of the protocol
+        """Takes its own format only."""
+        self.calls.append("check_format")
+        if format != self.format:
+            raise SerializationError(f"this worker reads {self.format}, not {format}")
+
+
+@pytest.fixture
+def own() -> JsonSerializer:
+    """A serializer of the user's own, which derives from nothing of sitq's."""
+    serializer = JsonSerializer()
+    assert isinstance(serializer, Serializer)
+    return serializer
 
 
 class Marks:
@@ -203,6 +248,51 @@ except ImportError:
     assert done.stdout.strip().endswith(b"'args': ('a', 'b'), 'kwargs': {}, 'context': {'tenant': 't'}}")
 
 
+def test_a_call_without_options_is_stored_as_ever() -> None:
+    """Byte for byte as in 1.0, so that workers of 1.0 and producers after it work on one file."""
+    assert dump_call(SERIALIZER, make_call(operator.add, (1, 2))) == envelope(operator.add, 1, 2) == STORED_BY_1_0
+
+
+def test_what_1_0_stored_is_a_call_without_options() -> None:
+    """Read back, it has none: no missing key is an error."""
+    call = load_call(SERIALIZER, STORED_BY_1_0, SERIALIZER.format)
+    assert call == Call(operator.add, (1, 2), {}, {})
+    assert call.options == {}
+
+
+def test_options_are_one_key_more_in_the_envelope() -> None:
+    """Whoever does not know that key finds all the others as they are without it."""
+    plain = make_call(add, (1,), {"b": 2}, {"tenant": "t"})
+    options = {"timeout": 5.0, "retry": {"on": [KeyError, Point]}}
+    stored = SERIALIZER.loads(dump_call(SERIALIZER, plain._replace(options=MappingProxyType(options))))
+    assert stored.pop("options") == options
+    assert stored == SERIALIZER.loads(dump_call(SERIALIZER, plain))
+
+
+@pytest.mark.parametrize("kind", ["cloudpickle", "own"])
+def test_options_come_back_as_they_were_stored(own: JsonSerializer, kind: str) -> None:
+    """By pickle and by a serializer of the user's own."""
+    serializer: Serializer = SERIALIZER if kind == "cloudpickle" else own
+    call = make_call("tests.support:add", (1, 2))._replace(options={"timeout": 5.0, "retry": {"retries": 3}})
+    loaded = load_call(serializer, dump_call(serializer, call), serializer.format)
+    assert loaded.func is add
+    assert loaded.options == {"timeout": 5.0, "retry": {"retries": 3}}
+
+
+def test_an_option_that_cannot_be_serialized_is_named() -> None:
+    """As an argument is."""
+    call = make_call(add, (1, 2))._replace(options={"timeout": 5.0, "lock": threading.Lock()})
+    with pytest.raises(SerializationError, match=r"option 'lock' of .*, a lock, cannot be"):
+        dump_call(SERIALIZER, call)
+
+
+async def test_a_worker_passes_over_options_that_it_does_not_know(backend: SQLiteBackend) -> None:
+    """The task is run without them."""
+    payload = dump_call(SERIALIZER, make_call(add, (1, 2))._replace(options={"of-a-newer-sitq": [1]}))
+    result = await run_stored(backend, payload, SERIALIZER.format)
+    assert result.unwrap() == 3
+
+
 @pytest.mark.parametrize("func", [add, lambda a, b: a + b], ids=["by reference", "by value"])
 async def test_the_format_is_text_beside_the_payload(queue: TaskQueue, path: Path, func: Callable[..., Any]) -> None:
     """Any SQLite client can read what wrote it: the format, the version of Python and that of cloudpickle."""
@@ -303,42 +393,6 @@ async def test_only_the_two_ends_load_pickles(path: Path, runs: Runs) -> None:
     await Worker(backend).drain()
     assert runs.lines() == ["loaded"]
     await backend.close()
-
-
-class JsonSerializer:
-    """A user's own serializer: JSON, and functions by their import path only."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    @property
-    def format(self) -> str:
-        """Names the format."""
-        return "json-1"
-
-    def dumps(self, value: Any) -> bytes:
-        """Writes JSON."""
-        self.calls.append("dumps")
-        return json.dumps(value).encode()
-
-    def loads(self, data: bytes) -> Any:
-        """Reads JSON."""
-        self.calls.append("loads")
-        return json.loads(data)
-
-    def check_format(self, data: bytes, format: str) -> None:  # noqa: A002 - the name of the protocol
-        """Takes its own format only."""
-        self.calls.append("check_format")
-        if format != self.format:
-            raise SerializationError(f"this worker reads {self.format}, not {format}")
-
-
-@pytest.fixture
-def own() -> JsonSerializer:
-    """A serializer of the user's own, which derives from nothing of sitq's."""
-    serializer = JsonSerializer()
-    assert isinstance(serializer, Serializer)
-    return serializer
 
 
 async def test_a_serializer_of_ones_own_carries_calls_results_and_contexts(

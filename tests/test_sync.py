@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from sitq import BackendError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker, current_task
+from sitq._enqueuer import Enqueuer
 from sitq.models import to_micros
+from sitq.sync import SyncEnqueuer
 from tests.scripts import run_script
 from tests.support import DEADLINE_SECONDS, add, multiply, rows
 
 THREAD_NAME = "sitq-sync"
 PUBLIC_METHODS = [name for name in vars(TaskQueue) if name[0] != "_"]
+PUBLIC_ENQUEUER = [name for name in vars(Enqueuer) if name[0] != "_"]
 
 
 def loop_threads() -> list[threading.Thread]:
@@ -134,7 +137,17 @@ def test_the_signatures_agree(name: str) -> None:
     """Each method has the parameters, kinds, defaults and annotations of the one of ``TaskQueue``."""
     ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (SyncTaskQueue, TaskQueue))
     assert list(ours.parameters.values()) == list(theirs.parameters.values())
-    assert ours.return_annotation == theirs.return_annotation
+    if name == "options":
+        assert (ours.return_annotation, theirs.return_annotation) == (SyncEnqueuer, Enqueuer)
+    else:
+        assert ours.return_annotation == theirs.return_annotation
+
+
+@pytest.mark.parametrize("name", PUBLIC_ENQUEUER)
+def test_the_signatures_of_the_enqueuers_agree(name: str) -> None:
+    """They have the same methods, with the same parameters and what they return."""
+    assert inspect.signature(getattr(SyncEnqueuer, name)) == inspect.signature(getattr(Enqueuer, name))
+    assert {name for name in vars(SyncEnqueuer) if name[0] != "_"} == set(PUBLIC_ENQUEUER)
 
 
 def test_both_queues_have_the_same_methods() -> None:
@@ -346,7 +359,7 @@ def test_a_call_that_is_interrupted_as_it_begins_is_ended_as_well(path: Path) ->
     backend = Watched(str(path))
     with SyncTaskQueue(backend) as queue:
         task_id = queue.enqueue(add, 1, 2)
-        loop = queue._loop
+        loop = queue._portal._loop
         assert loop is not None
         hand_over = loop.call_soon_threadsafe
 

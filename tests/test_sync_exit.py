@@ -199,7 +199,7 @@ before = descriptors()
 for _ in range(3):
     closing, go_on = threading.Event(), threading.Event()
     queue.enqueue(len, "a")
-    portal = queue._thread
+    thread = queue._portal._thread
     threading.Thread(target=interrupt).start()
     try:
         queue.close()
@@ -207,7 +207,7 @@ for _ in range(3):
         go_on.set()
     else:
         raise AssertionError("not interrupted")
-    portal.join()
+    thread.join()
 queue.enqueue(len, "b")
 queue.close()
 queue.close()

@@ -117,7 +117,7 @@ async def test_a_task_waits_for_the_result_of_another(task_queue: ManualQueue, t
     assert await value(task_queue, task_id) == expected
 
 
-async def test_a_task_looks_into_its_queue(task_queue: ManualQueue) -> None:
+async def test_a_task_inspects_its_queue(task_queue: ManualQueue) -> None:
     """What the backend offers beside the protocol is there under the fixture, too."""
     task_id = await task_queue.enqueue(count)
     await task_queue.drain()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import _sitq_pytest
-from sitq import SQLiteBackend, TaskFailedError, TaskQueue, Worker, current_task
+from sitq import SQLiteBackend, TaskFailedError, TaskQueue, Worker, WorkerDiedError, current_task
 from sitq.testing import ManualClock, ManualQueue, ManualSyncQueue
 from tests.scripts import run_script
 from tests.support import add, multiply, rows
@@ -286,7 +286,7 @@ async def test_a_task_whose_workers_died_fails_the_test(task_backend: SQLiteBack
     await queue.enqueue(add, 1, 2)
     await task_backend.reserve(1, lease=30, alone=True)  # by a worker that is never heard of again
     task_clock.advance(31)
-    with pytest.raises(TaskFailedError, match="its workers died on every attempt"):
+    with pytest.raises(WorkerDiedError, match="its workers died on every attempt"):
         await queue.drain()
     await queue.close()
 

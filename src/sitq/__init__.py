@@ -13,6 +13,7 @@ from sitq.errors import (
     SitqError,
     TaskCancelledError,
     TaskFailedError,
+    WorkerDiedError,
 )
 from sitq.models import NewTask, ReservedTask, Result, TaskId
 from sitq.queue import TaskQueue
@@ -41,6 +42,7 @@ __all__ = [
     "TaskId",
     "TaskQueue",
     "Worker",
+    "WorkerDiedError",
     "current_task",
 ]
 

@@ -3,8 +3,11 @@
 import asyncio
 import math
 
-LONGEST_SECONDS = 100 * 365.25 * 24 * 3600.0
-"""A hundred years: what is longer overflows some clock, and is meant to be for ever."""
+MAX_SECONDS = 100 * 365.25 * 24 * 3600.0
+"""A hundred years: what is longer overflows some clock, and is meant to last for ever."""
+
+MAX_COUNT = 2**31 - 1
+"""The largest count unless told otherwise: what any store takes as an integer."""
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -18,13 +21,13 @@ def check_seconds(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
-    if value > LONGEST_SECONDS:
+    if value > MAX_SECONDS:
         raise ValueError(f"{name} must be at most a hundred years, in seconds; got {value!r}")
     return float(value)
 
 
-def check_count(name: str, value: int, *, most: int = 2**31 - 1) -> int:
-    """Returns a count from 1 to ``most``.
+def check_count(name: str, value: int, *, max_value: int = MAX_COUNT) -> int:
+    """Returns a count from 1 to ``max_value``.
 
     Raises:
         TypeError: ``value`` is not an ``int``.
@@ -32,8 +35,8 @@ def check_count(name: str, value: int, *, most: int = 2**31 - 1) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be from 1 to {most:,}; got {value}")
+    if not 1 <= value <= max_value:
+        raise ValueError(f"{name} must be from 1 to {max_value:,}; got {value}")
     return value
 
 

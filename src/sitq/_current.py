@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from sitq._portal import Portal
 from sitq.queue import TaskQueue
 from sitq.sync import SyncTaskQueue
 from sitq.worker.execution import Home, Running, running
@@ -35,8 +36,8 @@ class CurrentTask(NamedTuple):
             RuntimeError: No task is running here.
         """
         home = _running().home
-        made: TaskQueue = home.made.get("queue") or home.made.setdefault("queue", _WorkersQueue(home))
-        return made
+        made: TaskQueue | None = home.made.get("queue")
+        return home.made.setdefault("queue", _WorkersQueue(home)) if made is None else made
 
     @property
     def sync_queue(self) -> SyncTaskQueue:
@@ -46,7 +47,10 @@ class CurrentTask(NamedTuple):
             RuntimeError: No task is running here.
         """
         home, queue = _running().home, self.queue
-        made: SyncTaskQueue = home.made.get("sync") or home.made.setdefault("sync", _WorkersSyncQueue(queue, home))
+        made: SyncTaskQueue | None = home.made.get("sync")
+        if made is None:
+            # In the worker's loop: the end of a loop of its own could come while another task uses it.
+            made = home.made.setdefault("sync", SyncTaskQueue._around(queue, Portal(home.loop)))
         return made
 
 
@@ -77,13 +81,3 @@ class _WorkersQueue(TaskQueue):
 
     async def close(self) -> None:
         """Does nothing: other tasks use it, and the worker closes the backend."""
-
-
-class _WorkersSyncQueue(SyncTaskQueue):
-    # In the worker's loop: a thread and a loop of its own would be to end, at a moment when they are in use.
-    def __init__(self, queue: TaskQueue, home: Home) -> None:
-        super().__init__(home.backend, home.serializer)
-        self._queue, self._loop = queue, home.loop
-
-    def close(self) -> None:
-        """Does nothing: other tasks use it, and the loop is the worker's."""

@@ -2,8 +2,8 @@
 
 SQLite keeps its POSIX locks in a table of the process. The child of a fork inherits the table and
 not the locks: it believes that it holds what it does not (sqlite.org/howtocorrupt.html, 2.6). So
-whoever holds a file open enters here; before a fork every one of them is asked to close, and the
-fork waits for that. Parent and child then open anew, each for itself.
+whoever opens a file calls :func:`enter`. Before a fork all of them are asked to close their files, and
+the fork waits for that. Parent and child then open anew, each for itself.
 
 A thread that held one of our locks at the fork does not exist in the child: what has locks or
 threads begins anew there.
@@ -76,7 +76,7 @@ def begin_anew_in_child(begin_anew: Callable[[], None]) -> None:
 
 
 def check_process() -> None:
-    """Begins anew where this process is a child, and nothing told so: a fork by C code runs no hooks."""
+    """Begins anew if this process is a child that does not know it: a fork by C code runs no hooks."""
     if os.getpid() != _pid:
         _after_in_child()
 

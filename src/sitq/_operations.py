@@ -1,10 +1,11 @@
-"""Looking into a queue and mending it: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
+"""Inspecting a queue and mending its tasks: what ``TaskQueue`` and ``SyncTaskQueue`` offer beside producing."""
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from sitq._checks import check_count, check_seconds, refuse_running_loop
+from sitq._portal import Portal
 from sitq.backends.base import Backend
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.errors import BackendError
@@ -27,22 +28,22 @@ class Operations:
     async def counts(self) -> Counts:
         """Counts the tasks by status, and says how long the oldest due one has been waiting.
 
-        The backend may have to read every row for it: not for a hot path.
+        The backend may have to read every row for it, so it is not for a hot path.
 
         Raises:
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         return await (await _inspectable(self)).counts()
 
     async def get(self, task_id: str) -> TaskInfo | None:
-        """Looks at one task, finished or not; ``None`` if there is no such task.
+        """Returns the state of one task, finished or not; ``None`` if there is no such task.
 
-        It tells what :meth:`get_result` with ``timeout=0`` cannot: whether a task is not finished yet
-        or unknown.
+        :meth:`get_result` with ``timeout=0`` is ``None`` both for an unknown task and for one that is
+        not finished yet.
 
         Raises:
             TypeError: ``task_id`` is not a ``str``.
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         check_ids([task_id])
         return await (await _inspectable(self)).show(task_id)
@@ -78,7 +79,7 @@ class Operations:
             TypeError: An argument is of the wrong type, not exactly one of the first two is given, or
                 tasks that are given by their ids are to be narrowed.
             ValueError: A text is empty, or ``since`` is negative.
-            BackendError: The backend did not do it, or cannot be looked into.
+            BackendError: The backend did not do it, or cannot be inspected.
         """
         if bool(failed) == (task_ids is not None):
             raise TypeError("retry() takes either the ids of tasks or failed=True")
@@ -107,7 +108,7 @@ class Operations:
 
         Raises:
             TypeError: An id is not a ``str``.
-            BackendError: The backend did not do it, or cannot be looked into.
+            BackendError: The backend did not do it, or cannot be inspected.
         """
         checked = check_ids(task_ids)
         return await (await _inspectable(self)).cancel(checked)
@@ -140,7 +141,7 @@ class Operations:
             TypeError: An argument is of the wrong type.
             ValueError: There is no such status, a number is out of range, a text is empty, or
                 ``before`` is not in this list: it is unknown, or was deleted or retried meanwhile.
-            BackendError: The backend could not be asked, or cannot be looked into.
+            BackendError: The backend could not be asked, or cannot be inspected.
         """
         if status is not None and status not in get_args(Status.__value__):
             raise ValueError(f"status must be one of {', '.join(get_args(Status.__value__))}; got {status!r}")
@@ -155,9 +156,7 @@ class SyncOperations:
     """Mixed into ``SyncTaskQueue``."""
 
     _queue: Operations
-    if TYPE_CHECKING:
-
-        def _call[T](self, function: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
+    _portal: Portal
 
     def counts(self) -> Counts:
         """Counts the tasks; see :meth:`TaskQueue.counts`.
@@ -165,15 +164,15 @@ class SyncOperations:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(self._queue.counts)
+        return self._portal.call(self._queue.counts)
 
     def get(self, task_id: str) -> TaskInfo | None:
-        """Looks at one task, finished or not; see :meth:`TaskQueue.get`.
+        """Returns the state of one task, finished or not; see :meth:`TaskQueue.get`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(lambda: self._queue.get(task_id))
+        return self._portal.call(lambda: self._queue.get(task_id))
 
     def retry(
         self,
@@ -191,7 +190,7 @@ class SyncOperations:
         """
         refuse_running_loop()
         ids = None if task_ids is None else check_ids(task_ids)  # here: a generator may depend on its thread
-        return self._call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
+        return self._portal.call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
 
     def cancel(self, task_ids: Ids) -> Sequence[str]:
         """Finishes tasks without running them; see :meth:`TaskQueue.cancel`.
@@ -201,7 +200,7 @@ class SyncOperations:
         """
         refuse_running_loop()
         ids = check_ids(task_ids)
-        return self._call(lambda: self._queue.cancel(ids))
+        return self._portal.call(lambda: self._queue.cancel(ids))
 
     # The last one: from here on, `list` is this method to a type checker.
     def list(
@@ -219,7 +218,7 @@ class SyncOperations:
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self._call(
+        return self._portal.call(
             lambda: self._queue.list(status, limit=limit, name=name, error=error, since=since, before=before)
         )
 
@@ -228,7 +227,7 @@ async def _inspectable(queue: Operations) -> Inspectable:
     backend = queue._backend
     if not isinstance(backend, Inspectable):
         raise BackendError(
-            f"{type(backend).__name__} cannot be looked into: it does not offer what "
+            f"{type(backend).__name__} cannot be inspected: it does not offer what "
             "sitq.backends.inspect.Inspectable describes"
         )
     if not queue._connected:
@@ -250,7 +249,7 @@ def check_ids(task_ids: Ids) -> Sequence[str]:
 
 
 def _check_text(name: str, text: str | None) -> str | None:
-    """Returns a text to search for.
+    """Returns a checked text to search for.
 
     Raises:
         TypeError: It is not a ``str``.

@@ -5,7 +5,8 @@
     SitqError
     ├── SerializationError            a call or a value cannot be turned into bytes, or back
     ├── TaskFailedError               raised by Result.unwrap() for a task that failed
-    │   └── TaskCancelledError        the task was cancelled while it waited to be run
+    │   ├── TaskCancelledError        the task was cancelled while it waited to be run
+    │   └── WorkerDiedError           its workers died on every attempt
     └── BackendError                  the store did not do what was asked
         ├── BackendUnavailableError   busy, full or away: try again later
         ├── BackendReadOnlyError      cannot be written by this process
@@ -30,7 +31,7 @@ class TaskFailedError(SitqError):
     Attributes:
         task_id: The id of the task that failed.
         error: ``"ExceptionType: message"`` as the worker saw it.
-        traceback: The worker's traceback, formatted; ``None`` where no code of the task ran.
+        traceback: The worker's traceback, formatted; ``None`` if no code of the task raised.
     """
 
     def __init__(self, task_id: str, error: str, traceback: str | None = None) -> None:
@@ -47,7 +48,7 @@ class TaskFailedError(SitqError):
 class TaskCancelledError(TaskFailedError):
     """A task was cancelled while it waited to be run, and its result was asked for.
 
-    A :class:`TaskFailedError`, for what the caller learns is the same: there is no value, and none
+    It is a :class:`TaskFailedError`, because the caller learns the same: there is no value, and none
     will come. Code that catches that one needs no second branch.
     """
 
@@ -58,6 +59,19 @@ class TaskCancelledError(TaskFailedError):
 
     def __str__(self) -> str:
         return f"task {self.task_id} was cancelled while it waited to be run"
+
+
+class WorkerDiedError(TaskFailedError):
+    """The workers of a task died on each of its attempts, and its result was asked for.
+
+    Such a task may have run in part, and more than once. A worker dies with the task if the task ends
+    the process or takes all of its memory; or the lease was not renewed, because the host stood still.
+
+    :meth:`Result.unwrap` knows it by two things: the stored error begins with ``"WorkerDiedError: "``,
+    which every backend writes when it fails a task for the death of its workers, and there is no
+    traceback. The failure of a task that raised an exception of its own with that class name has a
+    traceback, and is a plain :class:`TaskFailedError`.
+    """
 
 
 class BackendError(SitqError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, Self, get_args
 
-from sitq.errors import TaskCancelledError, TaskFailedError
+from sitq.errors import TaskCancelledError, TaskFailedError, WorkerDiedError
 
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
@@ -17,6 +17,10 @@ STATUSES: tuple[Status, ...] = get_args(Status.__value__)
 
 FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
 """The statuses that a task does not leave by itself."""
+
+BURIED_ERROR_PREFIX = "WorkerDiedError: "
+"""How the error of a task begins that a backend has failed for the death of its workers. Such a task has
+no traceback."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -99,7 +103,7 @@ class NewTask(NamedTuple):
         task_id: Unique among all tasks.
         payload: The serialized call.
         name: What the call is named in logs and listings; never read back as code.
-        format: What wrote the payload, so that a mismatch can be told without loading it.
+        format: What wrote the payload, so that a mismatch is seen without loading it.
         eta: When the task becomes due (aware, UTC); ``None`` means now.
         max_attempts: How often the task may be started before it is failed, at least 1.
         delay: Seconds from when it is stored, by the store's clock, until it becomes due: in place
@@ -132,7 +136,7 @@ class ReservedTask(NamedTuple):
         enqueued_at: When the task was stored (aware, UTC).
         failures: How many runs of this task have raised and were made due again by a policy.
         started_at: When this run was reserved, by the store's clock (aware, UTC); ``None`` from a
-            backend that does not tell.
+            backend that does not know it.
     """
 
     key: int | str
@@ -156,7 +160,7 @@ class ReservedTask(NamedTuple):
 class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
-    What stands behind these is for backends that list it in ``endings`` (see
+    The fields behind these are for backends that list them in ``endings`` (see
     ``sitq.backends.endings``); no other one is ever given it.
 
     Attributes:
@@ -187,11 +191,11 @@ class Reservation:
 
     Attributes:
         tasks: The tasks now held by the caller, oldest first.
-        buried: The tasks that were failed by this call, for their workers died too often.
+        buried: The tasks that were failed by this call, because their workers died too often.
         next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
-            where there is neither. Meaningful only when fewer tasks came back than were asked for.
-        last_attempt_waiting: A task on its last attempt is due and was left, for a caller that is
-            alone, and no other task became due before it.
+            if there is neither. Meaningful only when fewer tasks came back than were asked for.
+        last_attempt_waiting: A task on its last attempt is due, and no other task became due before it. It
+            was left because the caller is not alone.
     """
 
     tasks: Sequence[ReservedTask] = ()
@@ -213,7 +217,7 @@ class Result[T]:
             and ``"in_progress"``.
         value: What the task returned; ``None`` unless ``status`` is ``"success"``.
         error: ``"ExceptionType: message"`` of a failed task, else ``None``.
-        traceback: The worker's traceback of a failed task, formatted, where there is one.
+        traceback: The worker's traceback of a failed task, formatted, if there is one.
         attempt: How many times the task was started.
         enqueued_at: When the task was stored.
         started_at: When its latest run was started; ``None`` if it never was.
@@ -236,12 +240,16 @@ class Result[T]:
         Raises:
             TaskFailedError: The task failed; the error carries the remote traceback.
             TaskCancelledError: The task was cancelled while it waited to be run.
+            WorkerDiedError: Its workers died on every attempt. This and the one before are
+                ``TaskFailedError``s, too.
             RuntimeError: The task is not finished.
         """
         if self.status == "success":
             return self.value  # type: ignore[return-value]  # T may itself include None
         if self.status == "failed":
-            raise TaskFailedError(self.task_id, self.error or "unknown error", self.traceback)
+            error = self.error or "unknown error"
+            buried = self.traceback is None and error.startswith(BURIED_ERROR_PREFIX)
+            raise (WorkerDiedError if buried else TaskFailedError)(self.task_id, error, self.traceback)
         if self.status == "cancelled":
             raise TaskCancelledError(self.task_id)
         raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")

@@ -3,30 +3,28 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
+from sitq._enqueuer import Context, Enqueuer, Eta, TaskOptions, check_options
 from sitq._operations import Operations
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import SerializationError
 from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
 from sitq.serializers import CloudpickleSerializer, Serializer
-from sitq.serializers.calls import Call, check_context, make_call
+from sitq.serializers.calls import Call, make_call
 from sitq.serializers.envelope import dump_call
-
-LOOK_AGAIN_SECONDS = 5.0
-"""The safety net of a waiting ``get_result``, which is woken when the result is written: a look for
-each caller, in case that the backend's watch fails."""
 
 TURN_SECONDS = 0.002
 """How long ``enqueue_many`` serializes calls before it lets the event loop turn."""
 
-type Eta = datetime | timedelta | None
-type Context = Mapping[str, Any] | None
+QUERY_AGAIN_SECONDS = 5.0
+"""How often a waiting ``get_result`` asks the backend, in case that its watch fails. Usually it is
+woken when the result is written."""
+
 type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
@@ -40,10 +38,10 @@ class TaskQueue(Operations):
     Args:
         backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
         serializer: Turns calls and results into bytes; the worker needs the same one.
-        default_result_timeout: Seconds that :meth:`get_result` waits where it is not told;
-            ``None`` waits until the task is finished.
+        default_result_timeout: Seconds that :meth:`get_result` waits if it is not given a
+            timeout; ``None`` waits until the task is finished.
         max_attempts: How often a task may be started before it is failed for the death of its
-            workers, at least 1. A task that raises is never tried again, so this is no number of
+            workers, at least 1. A task that raises is never tried again, so this is not a number of
             retries. The last attempt runs alone in its worker: with 1, every task does, and the
             worker's other slots stay empty.
 
@@ -63,7 +61,7 @@ class TaskQueue(Operations):
         self._default_result_timeout = (
             None if default_result_timeout is None else check_seconds("default_result_timeout", default_result_timeout)
         )
-        self._max_attempts = check_count("max_attempts", max_attempts)
+        self._defaults = TaskOptions(None, None, {}, check_count("max_attempts", max_attempts))
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
         self._connected = False
@@ -90,10 +88,10 @@ class TaskQueue(Operations):
     async def _connect(self) -> None:
         await self._backend.connect()
         if self._connected:
-            await self._backend.close()  # another call was faster: one user of us is enough
+            await self._backend.close()  # another call was faster: one of them counts as a user
         self._connected = True
 
-    # A task's own arguments are checked where neither eta nor context is given: no keyword of ours
+    # A task's own arguments are checked only if neither eta nor context is given: no keyword of ours
     # may stand between P.args and P.kwargs (PEP 612).
     @overload
     async def enqueue[T](
@@ -132,8 +130,8 @@ class TaskQueue(Operations):
                 the store's clock. A past one means now.
             context: A mapping of the caller's own, which the running task finds in
                 ``current_task().context``.
-            **kwargs: The keyword arguments of the call. One that is named ``eta`` or ``context``
-                takes a ``functools.partial``.
+            **kwargs: The keyword arguments of the call. For one that is named ``eta`` or ``context``
+                use :meth:`options`.
 
         Raises:
             TypeError: ``func`` is not callable or does not take these arguments, or ``eta`` or
@@ -143,11 +141,7 @@ class TaskQueue(Operations):
             SerializationError: An argument cannot be serialized; the message names it.
             BackendError: The backend did not take the task.
         """
-        task = self._new_task(make_call(func, args, kwargs, check_context(context)), *check_eta(eta))
-        if not self._connected:
-            await self._connect()
-        await self._backend.enqueue((task,))
-        return TaskId(task.task_id)
+        return await self._enqueue(func, args, kwargs, self._options(eta, context))
 
     async def enqueue_many(
         self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
@@ -158,7 +152,7 @@ class TaskQueue(Operations):
             calls: Callables that need no more arguments, usually ``functools.partial``s, which
                 are stored as function and arguments.
             eta: When they become due; as in :meth:`enqueue`.
-            context: The context of each; as in :meth:`enqueue`.
+            context: The context of each of them; as in :meth:`enqueue`.
 
         Raises:
             TypeError: One of ``calls`` is not callable, or needs more arguments; otherwise as
@@ -167,12 +161,48 @@ class TaskQueue(Operations):
             SerializationError: As :meth:`enqueue`.
             BackendError: The backend did not take the tasks.
         """
-        (moment, delay), checked = check_eta(eta), check_context(context)
+        return await self._enqueue_many(calls, self._options(eta, context))
+
+    def options(self, *, eta: Eta = None, context: Context = None, max_attempts: int | None = None) -> Enqueuer:
+        """Returns an enqueuer: ``queue.options(eta=...).enqueue(func, 1, b=2)``.
+
+        Its ``enqueue`` and ``enqueue_many`` take no options, so that a type checker checks the
+        arguments of the task, and a task may have parameters of any name. It may be kept and used
+        any number of times. The options are checked here, once.
+
+        Args:
+            eta: When the tasks become due; as in :meth:`enqueue`. A ``timedelta`` counts from each
+                enqueue.
+            context: The context of each task; as in :meth:`enqueue`. It is copied here.
+            max_attempts: How often a task may be started; as for the queue. ``None`` means the
+                queue's own number.
+
+        Raises:
+            TypeError: An option is of the wrong type, or there is no such option.
+            ValueError: ``eta`` is naive or out of range, or ``max_attempts`` is less than 1.
+        """
+        return Enqueuer(self, self._options(eta, context, max_attempts))
+
+    def _options(self, eta: Eta, context: Context, max_attempts: int | None = None) -> TaskOptions:
+        if eta is None and context is None and max_attempts is None:
+            return self._defaults
+        return check_options(self._defaults, eta, context, max_attempts)
+
+    async def _enqueue(
+        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+    ) -> TaskId[Any]:
+        task = self._new_task(make_call(func, args, kwargs, options.context), options)
+        if not self._connected:
+            await self._connect()
+        await self._backend.enqueue((task,))
+        return TaskId(task.task_id)
+
+    async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], options: TaskOptions) -> list[TaskId[Any]]:
         tasks: list[NewTask] = []
         ids: list[TaskId[Any]] = []
         turn = time.monotonic() + TURN_SECONDS
         for call in calls:
-            tasks.append(self._new_task(make_call(call, context=checked), moment, delay))
+            tasks.append(self._new_task(make_call(call, context=options.context), options))
             ids.append(TaskId(tasks[-1].task_id))  # here: those of 40,000 would hold the loop for some 7 ms
             if time.monotonic() > turn:  # by time: what one call takes depends on its arguments
                 await asyncio.sleep(0)
@@ -183,11 +213,11 @@ class TaskQueue(Operations):
             await self._backend.enqueue(tasks)
         return ids
 
-    def _new_task(self, call: Call, eta: datetime | None, delay: float | None) -> NewTask:
+    def _new_task(self, call: Call, options: TaskOptions) -> NewTask:
         serializer = self._serializer
-        return NewTask(
-            new_task_id(), dump_call(serializer, call), call.name, serializer.format, eta, self._max_attempts, delay
-        )
+        payload = dump_call(serializer, call)
+        eta, delay, _, max_attempts = options
+        return NewTask(new_task_id(), payload, call.name, serializer.format, eta, max_attempts, delay)
 
     @overload
     async def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
@@ -198,12 +228,11 @@ class TaskQueue(Operations):
 
         Args:
             task_id: What ``enqueue`` returned.
-            timeout: Seconds to wait; ``0`` looks once, ``None`` takes ``default_result_timeout``,
-                and where that is ``None`` too, waits until the task is finished.
+            timeout: Seconds to wait; ``0`` asks once. ``None`` takes ``default_result_timeout``; if that
+                is ``None`` too, it waits until the task is finished.
 
         Returns:
-            The result; ``None`` where it is not there in time, and at once where there is no such
-            task.
+            The result; ``None`` if it is not there in time, and at once if there is no such task.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -231,7 +260,7 @@ class TaskQueue(Operations):
                 found = await self._backend.get_result(task_id)
                 if found is None or found.status in FINISHED:
                     return found
-                left = min(LOOK_AGAIN_SECONDS, deadline - loop.time())
+                left = min(QUERY_AGAIN_SECONDS, deadline - loop.time())
                 if left <= 0:
                     return None
                 timer = loop.call_later(left, changed.set)
@@ -249,31 +278,3 @@ class TaskQueue(Operations):
             raise SerializationError(
                 f"the result of task {found.task_id} cannot be loaded here: {type(error).__name__}: {error}"
             ) from error
-
-
-def check_eta(eta: Eta) -> tuple[datetime | None, float | None]:
-    """Returns ``eta`` as a moment in UTC or as a delay in seconds, whichever it is.
-
-    Raises:
-        TypeError: It is neither a datetime nor a timedelta.
-        ValueError: It is naive, and the message shows the fix; or it has no counterpart in UTC; or
-            it is a delay of more than a hundred years.
-    """
-    if eta is None:
-        return None, None
-    if isinstance(eta, timedelta):
-        return None, check_seconds("eta", max(0.0, eta.total_seconds()))
-    if not isinstance(eta, datetime):
-        raise TypeError(f"eta must be a datetime or a timedelta, not {type(eta).__name__}")
-    offset = eta.utcoffset()
-    if offset is None:
-        raise ValueError(
-            f"eta must be timezone-aware, and {eta!r} is naive: write "
-            f"datetime.now(UTC) + timedelta(...), or eta.replace(tzinfo=UTC) if it is in UTC"
-        )
-    try:
-        # By its fields: a subclass, pendulum.DateTime for instance, gives classes of its own when it calculates.
-        fields = eta.year, eta.month, eta.day, eta.hour, eta.minute, eta.second, eta.microsecond
-        return datetime(*fields, tzinfo=UTC) - offset, None
-    except OverflowError as error:
-        raise ValueError(f"eta {eta!r} is out of the range of datetime in UTC") from error

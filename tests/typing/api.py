@@ -120,6 +120,43 @@ async def produce_later(queue: TaskQueue, context: Mapping[str, Any], eta: datet
     assert_type(await queue.enqueue("package.module:name", 1, eta=SOON, context=context), TaskId[Any])
 
 
+async def produce_with_options(queue: TaskQueue, context: Mapping[str, Any], eta: datetime | timedelta | None) -> None:
+    """Behind ``options`` names and defaults are kept, and every keyword is the task's."""
+    enqueuer = queue.options(eta=eta, context=context, max_attempts=3)
+    assert_type(await enqueuer.enqueue(add, 1, 2), TaskId[int])
+    assert_type(await enqueuer.enqueue(add, 1, b=2), TaskId[int])
+    assert_type(await enqueuer.enqueue(add, 1), TaskId[int])
+    assert_type(await enqueuer.enqueue(fetch, "u", retries=1), TaskId[bytes])
+    assert_type(await enqueuer.enqueue(nothing), TaskId[None])
+    assert_type(await enqueuer.enqueue(maybe, 1), TaskId[str | None])
+    assert_type(await enqueuer.enqueue(anything, 1, two=2), TaskId[list[str]])
+    assert_type(await enqueuer.enqueue(awaitable, 1), TaskId[float])
+    assert_type(await enqueuer.enqueue(lambda: 1.5), TaskId[float])
+    assert_type(await enqueuer.enqueue(partial(add, 1), 2), TaskId[int])
+    assert_type(await enqueuer.enqueue(Email("a").send, "hi", urgent=True), TaskId[bool])
+    assert_type(await enqueuer.enqueue(Email("a"), "hi"), TaskId[bytes])
+    assert_type(await enqueuer.enqueue(Email, "a"), TaskId[Email])
+    assert_type(await enqueuer.enqueue(takes_reserved, eta="noon", context=1), TaskId[int])
+    assert_type(await enqueuer.enqueue(takes_reserved, "noon", 1), TaskId[int])
+    assert_type(await enqueuer.enqueue("package.module:name", 1, eta="noon"), TaskId[Any])
+    assert_type(await enqueuer.enqueue_many([partial(add, 1), nothing]), list[TaskId[Any]])
+    assert_type(await queue.options(eta=SOON).enqueue(add, 1), TaskId[int])
+    assert_type(await queue.options(eta=timedelta(minutes=5)).enqueue(fetch, "u"), TaskId[bytes])
+    assert_type(await queue.options().enqueue(takes_reserved, eta="noon", context=1), TaskId[int])
+    assert_type(await queue.get_result(await queue.options().enqueue(add, 1)), Result[int] | None)
+
+
+def produce_with_options_from_sync_code(queue: SyncTaskQueue) -> None:
+    """The same without ``await``."""
+    enqueuer = queue.options(eta=SOON, context={"tenant": "t"}, max_attempts=None)
+    assert_type(enqueuer.enqueue(add, 1, b=2), TaskId[int])
+    assert_type(enqueuer.enqueue(fetch, "u"), TaskId[bytes])
+    assert_type(enqueuer.enqueue(takes_reserved, eta="noon", context=1), TaskId[int])
+    assert_type(enqueuer.enqueue("package.module:name", 1), TaskId[Any])
+    assert_type(enqueuer.enqueue_many([partial(add, 1)]), list[TaskId[Any]])
+    assert_type(queue.get_result(enqueuer.enqueue(maybe, 1)), Result[str | None] | None)
+
+
 async def produce_many(queue: TaskQueue, calls: Sequence[Callable[[], object]]) -> None:
     """Any iterable of callables without arguments is taken."""
     assert_type(await queue.enqueue_many(calls), list[TaskId[Any]])

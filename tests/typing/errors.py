@@ -55,6 +55,48 @@ async def reserved(queue: TaskQueue) -> None:
     await queue.enqueue_many([partial(add, 1)], context=5)  # error
 
 
+def takes_reserved(eta: str, context: int) -> int:
+    """A function with parameters that are named as options are."""
+    return context + len(eta)
+
+
+async def options(queue: TaskQueue) -> None:
+    """Options have types, there are no others, and behind them the arguments of the task are checked."""
+    queue.options(eta="noon")  # error
+    queue.options(eta=5)  # error
+    queue.options(context=["a"])  # error
+    queue.options(max_attempts="3")  # error
+    queue.options(SOON)  # error
+    queue.options(priority=5)  # error
+    queue.options(delay=5)  # error
+    enqueuer = queue.options(eta=SOON, context={"a": 1}, max_attempts=3)
+    await enqueuer.enqueue(add, "1")  # error
+    await enqueuer.enqueue(add, 1, 2, 3)  # error
+    await enqueuer.enqueue(add)  # error
+    await enqueuer.enqueue(add, 1, c=2)  # error
+    await enqueuer.enqueue(add, 1, b="2")  # error
+    await enqueuer.enqueue(add, 1, eta=SOON)  # error
+    await enqueuer.enqueue(fetch, "u", 5)  # error
+    await enqueuer.enqueue(fetch, "u", retries="5")  # error
+    await enqueuer.enqueue(takes_reserved, eta="noon")  # error
+    await enqueuer.enqueue(takes_reserved, eta=SOON, context=1)  # error
+    await enqueuer.enqueue(takes_reserved, eta="noon", context={"a": 1})  # error
+    await enqueuer.enqueue(42)  # error
+    await enqueuer.enqueue_many([add])  # error
+    await enqueuer.enqueue_many([partial(add, 1)], eta=SOON)  # error
+    text: TaskId[str] = await enqueuer.enqueue(add, 1)  # error
+    print(text)
+
+
+def sync_options(queue: SyncTaskQueue) -> None:
+    """The sync queue is as strict about options."""
+    queue.options(eta="noon")  # error
+    queue.options(priority=5)  # error
+    queue.options().enqueue(add, "1")  # error
+    queue.options().enqueue(takes_reserved, eta=SOON, context=1)  # error
+    queue.options().enqueue_many([add])  # error
+
+
 async def many(queue: TaskQueue) -> None:
     """A batch is an iterable of callables that need no more arguments."""
     await queue.enqueue_many([add])  # error

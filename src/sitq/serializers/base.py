@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 LARGE_BYTES = 64 * 1024
-"""From here on a payload is loaded in a thread: the densest ones take 2 ms for as much, and a hop to a thread 0.1."""
+"""From here on a payload is loaded in a thread: the densest ones of this size take 2 ms, and a call to a thread 0.1."""
 
 
 @runtime_checkable
@@ -11,7 +11,7 @@ class Serializer(Protocol):
     """Turns objects into bytes and back, in the producer, the worker and the reader of results.
 
     Attributes:
-        format: Names what writes the bytes, with every version that matters for loading them. It
+        format: Names what writes the bytes, with every version that matters to who loads them. It
             is stored beside each payload.
     """
 
@@ -21,7 +21,7 @@ class Serializer(Protocol):
         ...
 
     def dumps(self, value: Any) -> bytes:
-        """Returns ``value`` as bytes. Raises any exception where that is not possible."""
+        """Returns ``value`` as bytes. Raises any exception if that is not possible."""
         ...
 
     def loads(self, data: bytes) -> Any:

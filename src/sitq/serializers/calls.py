@@ -4,6 +4,7 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from sitq.errors import SerializationError
@@ -11,14 +12,26 @@ from sitq.serializers.signatures import check_call
 
 PLACEHOLDER = type(getattr(functools, "Placeholder", ...))  # Python 3.14: such a partial stays whole
 
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
 
 class Call(NamedTuple):
-    """What a payload holds: a function, or its import path, and what to call it with."""
+    """What a payload holds: a function, or its import path, and what to call it with.
+
+    Attributes:
+        func: The function, or its import path.
+        args: The arguments by position.
+        kwargs: The arguments by name.
+        context: The caller's own mapping.
+        options: What only the worker needs to know: builtins by name, and classes of the user's by
+            reference. A worker passes over the ones that it does not know.
+    """
 
     func: Callable[..., Any] | str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     context: dict[str, Any]
+    options: Mapping[str, Any] = NO_OPTIONS
 
     @property
     def name(self) -> str:
@@ -31,7 +44,7 @@ class Call(NamedTuple):
         named = func if hasattr(func, "__qualname__") else type(func)
         module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
         name = f"{module}:{named.__qualname__}"
-        # A lone surrogate is no text for a store.
+        # A store takes no surrogates: they are not text.
         return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -70,7 +70,7 @@ class CloudpickleSerializer:
         return _format()
 
     def dumps(self, value: Any) -> bytes:
-        """Returns ``value`` pickled, by reference where possible, else by value."""
+        """Returns ``value`` pickled, by reference if possible, else by value."""
         if type(value) in REFERENCE_FREE:
             return pickle.dumps(value, PICKLE_PROTOCOL)
         cloudpickle = sys.modules.get("cloudpickle")

@@ -1,5 +1,7 @@
 """The payload: a call as bytes, and back."""
 
+from typing import Any
+
 from sitq.errors import SerializationError
 from sitq.serializers.base import Serializer
 from sitq.serializers.calls import Call, import_callable
@@ -9,10 +11,15 @@ from sitq.serializers.refusals import unserializable
 def dump_call(serializer: Serializer, call: Call) -> bytes:
     """Returns ``call`` as a payload: builtins around the user's objects, and no class of sitq's.
 
+    Options have a key of their own in it, and only if there are any: a worker that does not know
+    that key runs the call without them.
+
     Raises:
         SerializationError: Something in it cannot be serialized; the message names it.
     """
-    envelope = {"func": call.func, "args": call.args, "kwargs": call.kwargs, "context": call.context}
+    envelope: dict[str, Any] = {"func": call.func, "args": call.args, "kwargs": call.kwargs, "context": call.context}
+    if call.options:
+        envelope["options"] = dict(call.options)
     try:
         return serializer.dumps(envelope)
     except Exception as error:
@@ -33,7 +40,7 @@ def load_call(serializer: Serializer, payload: bytes, format: str) -> Call:  # n
     envelope = serializer.loads(payload)
     try:
         func, args, kwargs = envelope["func"], envelope["args"], envelope["kwargs"]
-        context = envelope["context"]
-    except (TypeError, KeyError, IndexError) as error:
+        context, options = envelope["context"], envelope.get("options", {})
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise SerializationError("the payload does not hold a call of sitq's") from error
-    return Call(import_callable(func) if isinstance(func, str) else func, args, kwargs, context)
+    return Call(import_callable(func) if isinstance(func, str) else func, args, kwargs, context, options)

@@ -23,12 +23,13 @@ _WORDS = {
     "a task may take as long as it takes: use asyncio.timeout() inside it": (
         "timeout job_timeout task_timeout time_limit soft_time_limit"
     ),
-    "a task does not expire: look at the time inside it": "expires expiry expires_in ttl",
+    "a task does not expire: compare the time inside it": "expires expiry expires_in ttl",
     "the id is what enqueue() returns; one of your own goes into context= or among the arguments": (
         "task_id job_id id idempotency_key unique unique_key dedup_key queueing_lock"
     ),
     "a mapping of your own is context=": "metadata meta headers labels tags",
-    "max_attempts is an argument of TaskQueue": "max_attempts max_tries attempts",
+    "how often a task may be started is queue.options(max_attempts=...)": "max_attempts max_tries attempts",
+    "that is an option, for queue.options() or the queue's own enqueue()": "eta context",
     "how long a finished task is kept is SQLiteBackend(retention=...)": (
         "result_ttl failure_ttl retention keep_result result_expires"
     ),
@@ -54,6 +55,7 @@ def unserializable(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     context: Mapping[str, Any],
+    options: Mapping[str, Any],
     error: Exception,
 ) -> str:
     """Returns which part of a call cannot be serialized, and why."""
@@ -63,6 +65,7 @@ def unserializable(
         *((f"argument {key!r} of {name}", arg) for key, arg in kwargs.items()),
         *((f"context[{key!r}]", value) for key, value in context.items()),
         ("the context", context),
+        *((f"option {key!r} of {name}", value) for key, value in options.items()),
     ]
     for what, part in parts:
         try:
@@ -73,7 +76,7 @@ def unserializable(
 
 
 def culprit(dumps: Callable[[Any], bytes], func: Any, *callers: Any) -> str | None:
-    """Says what of its surroundings keeps a function from being carried; ``None`` where it is something else."""
+    """Says what of its surroundings keeps a function from being carried; ``None`` if it is something else."""
     while isinstance(func, partial):
         func = func.func
     func = getattr(func, "__func__", func)

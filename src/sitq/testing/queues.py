@@ -3,8 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sitq import Backend, ReservedTask, Serializer, SQLiteBackend, SyncTaskQueue, TaskFailedError, TaskQueue, Worker
-from sitq.models import Outcome, Reservation
+from sitq import (
+    Backend,
+    ReservedTask,
+    Serializer,
+    SQLiteBackend,
+    SyncTaskQueue,
+    TaskFailedError,
+    TaskQueue,
+    Worker,
+    WorkerDiedError,
+)
+from sitq.models import BURIED_ERROR_PREFIX, Outcome, Reservation
 
 RESULT_TIMEOUT_SECONDS = 10.0
 """How long ``get_result`` waits where it is not told: a test that forgot to drain fails, and does not hang."""
@@ -47,7 +57,8 @@ class ManualQueue(TaskQueue):
             max_concurrency: As for :class:`~sitq.Worker`.
 
         Raises:
-            TaskFailedError: A task failed, and ``check`` is true. All the others were run too.
+            TaskFailedError: A task failed, and ``check`` is true. All the others were run too. It is a
+                ``WorkerDiedError`` if the task was failed for the death of its workers.
         """
         __tracebackhide__ = True  # pytest shows the line of the test, and the worker's traceback
         finished, failure = await self._drain(max_concurrency)
@@ -109,7 +120,7 @@ class ManualSyncQueue(SyncTaskQueue):
             RuntimeError: An event loop runs in this thread.
         """
         __tracebackhide__ = True
-        finished, failure = self._call(lambda: self._manual._drain(max_concurrency))
+        finished, failure = self._portal.call(lambda: self._manual._drain(max_concurrency))
         if check and failure is not None:
             raise failure
         return finished
@@ -133,7 +144,8 @@ class _FailureLog:
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         reservation = await self._backend.reserve(limit, lease=lease, alone=alone)
         for task_id in reservation.buried:
-            self.failures[task_id] = TaskFailedError(task_id, "its workers died on every attempt")
+            error = f"{BURIED_ERROR_PREFIX}its workers died on every attempt"
+            self.failures[task_id] = WorkerDiedError(task_id, error)
         return reservation
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:

@@ -89,7 +89,7 @@ class SQLiteBackend(Inspection):
         self._durability: Durability = durability
         self._retention = None if retention is None else _micros(check_seconds("retention", retention))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
-        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
+        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
         self._wal_path = None if path == ":memory:" else f"{self._path}-wal"
         self._watchers = Watchers(self._wal_path, self._find_ended)
