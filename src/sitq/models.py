@@ -153,6 +153,9 @@ class ReservedTask(NamedTuple):
 class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
+    A store that cannot hold some character, NUL for instance, may put another in its place in
+    ``error`` and ``traceback``, and in a task's ``name``. Of lone surrogates sitq itself clears them.
+
     What stands behind these is for backends that list it in ``endings`` (see
     ``sitq.backends.endings``); no other one is ever given it.
 
@@ -186,9 +189,11 @@ class Reservation:
         tasks: The tasks now held by the caller, oldest first.
         buried: The tasks that were failed by this call, for their workers died too often.
         next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
-            where there is neither. Meaningful only when fewer tasks came back than were asked for.
+            if there is neither, or if the store cannot know. Meaningful only when fewer tasks came
+            back than were asked for.
         last_attempt_waiting: A task on its last attempt is due and was left, for a caller that is
-            alone, and no other task became due before it.
+            alone, and no other task became due before it. ``False`` as well if the store cannot know:
+            then it is found when a worker that holds nothing asks.
     """
 
     tasks: Sequence[ReservedTask] = ()

@@ -5,24 +5,24 @@ from functools import partial
 
 import pytest
 
+from examples.memory_backend import MemoryBackend, MemoryStore
 from sitq import Backend, SyncTaskQueue, TaskQueue, Worker
 from sitq.testing import ManualClock
 from sitq.testing.contract import BackendContract
-from tests.contract.dicts import DictBackend, Store
 from tests.support import DEADLINE_SECONDS, add, multiply
 
 
-class TestInADictionary(BackendContract):
+class TestInMemory(BackendContract):
     @pytest.fixture
     def backend(self) -> Backend:
         """A backend with a store of its own."""
         self.clock = ManualClock()
-        return DictBackend(Store(self.clock))
+        return MemoryBackend(MemoryStore(self.clock), max_payload_bytes=1_000_000)
 
     def another(self, backend: Backend) -> Backend:
         """Another backend on the store."""
-        assert isinstance(backend, DictBackend)
-        return DictBackend(backend.store)
+        assert isinstance(backend, MemoryBackend)
+        return MemoryBackend(backend.store, max_payload_bytes=1_000_000)
 
     def advance(self, backend: Backend, seconds: float) -> None:
         """Moves the clock of the store."""
@@ -31,12 +31,12 @@ class TestInADictionary(BackendContract):
 
 async def test_queue_and_worker_need_nothing_but_the_contract() -> None:
     """Tasks of both kinds are run, results waited for, and tasks of a last attempt not forgotten."""
-    backend = DictBackend(Store())
+    backend = MemoryBackend()
     async with TaskQueue(backend) as queue, TaskQueue(backend, max_attempts=1) as last:
         async with Worker(backend, poll_interval=3600):
             ids = await queue.enqueue_many(partial(add if n % 2 else multiply, n, n) for n in range(30))
-            lone = [await last.enqueue(add, n, n) for n in range(3)]
-            results = [await queue.get_result(task_id, DEADLINE_SECONDS) for task_id in [*ids, *lone]]
+            last_ids = [await last.enqueue(add, n, n) for n in range(3)]
+            results = [await queue.get_result(task_id, DEADLINE_SECONDS) for task_id in [*ids, *last_ids]]
         await queue.enqueue(add, 1, 1)
         assert await Worker(backend).drain() == 1
     values = [result and result.unwrap() for result in results]
@@ -45,7 +45,7 @@ async def test_queue_and_worker_need_nothing_but_the_contract() -> None:
 
 async def test_a_sync_queue_and_a_worker_share_it_across_threads() -> None:
     """A queue in a thread of its own gets its results from a worker in this one."""
-    backend = DictBackend(Store())
+    backend = MemoryBackend()
 
     def produce() -> int:
         with SyncTaskQueue(backend) as queue:
