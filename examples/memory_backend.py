@@ -2,7 +2,7 @@
 
 It is a class that has the members of ``sitq.Backend`` and derives from nothing. Every change is made
 under a lock and without an ``await`` in it, so it is made whole or not at all, whoever is cancelled.
-It looks through all tasks at each reservation, which a real store leaves to an index.
+It goes through all tasks at each reservation; a real store has an index for that.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sitq import BackendError, NewTask, ReservedTask, Result
-from sitq.models import Outcome, Reservation, Status
+from sitq.models import Extras, Outcome, Reservation, Status
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Row:
             attempt=self.attempt,
             max_attempts=task.max_attempts,
             enqueued_at=moment(self.enqueued_at),
+            started_at=None if self.started_at is None else moment(self.started_at),
         )
 
 
@@ -61,82 +62,107 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-class MemoryBackend:
-    """Keeps tasks in this object, for any number of queues and workers in its process.
+type Watcher = tuple[str | None, asyncio.AbstractEventLoop, Callable[[], object]]
 
-    Args:
-        max_payload_bytes: The largest payload or result; ``None`` for no limit.
+
+@dataclass
+class MemoryStore:
+    """What several backends can share, as they would share a file or a server.
+
+    Attributes:
         clock: Gives the time in seconds since 1970 UTC; for tests.
+        lock: Calls come from several event loops, because a worker renews its leases from its own.
+        rows: By task id, in the order in which they were stored.
+        claims: A number for each reservation.
+        watchers: Who waits for what, in which event loop.
     """
 
-    def __init__(self, max_payload_bytes: int | None = None, clock: Callable[[], float] = time.time) -> None:
+    clock: Callable[[], float] = time.time
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    rows: dict[str, Row] = field(default_factory=dict)
+    claims: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    watchers: dict[object, Watcher] = field(default_factory=dict)
+
+
+class MemoryBackend:
+    """Keeps tasks in this process, for any number of its queues and workers.
+
+    Args:
+        store: Where the tasks are; ``None`` for a store of its own.
+        max_payload_bytes: The largest payload or result; ``None`` for no limit.
+    """
+
+    def __init__(self, store: MemoryStore | None = None, *, max_payload_bytes: int | None = None) -> None:
+        self.store = MemoryStore() if store is None else store
         self.max_payload_bytes = max_payload_bytes
-        self._clock = clock
-        self._lock = threading.Lock()  # calls come from several event loops: a worker renews from its own
         self._users = 0
-        self._rows: dict[str, Row] = {}  # by task id, in the order in which they were stored
-        self._claims = itertools.count(1)
-        self._watchers: dict[object, tuple[str | None, asyncio.AbstractEventLoop, Callable[[], object]]] = {}
 
     async def connect(self) -> None:
         """Counts one more user."""
-        with self._lock:
+        with self.store.lock:
             self._users += 1
 
     async def close(self) -> None:
         """Counts one user less; harmless when called too often."""
-        with self._lock:
+        with self.store.lock:
             self._users = max(self._users - 1, 0)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[float]:
         """Holds the lock for one atomic change, and gives the time."""
-        with self._lock:
+        with self.store.lock:
             if not self._users:
                 raise BackendError("the memory backend is not connected: call connect() first")
-            yield self._clock()
+            yield self.store.clock()
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
-        """Stores all of ``tasks`` or none, in this order."""
+        """Stores all of ``tasks`` or none, in this order; a batch that is stored already stays as it is."""
+        rows = self.store.rows
         with self._change() as now:
-            new: dict[str, Row] = {}
-            for task in tasks:
-                if self.max_payload_bytes is not None and len(task.payload) > self.max_payload_bytes:
-                    raise ValueError(f"{len(task.payload)} bytes are more than the {self.max_payload_bytes} allowed")
-                if task.task_id in self._rows or task.task_id in new:
-                    raise BackendError(f"there is a task {task.task_id} already")
-                due = now + (task.delay or 0) if task.eta is None else max(now, task.eta.timestamp())
-                new[task.task_id] = Row(task, len(self._rows) + len(new), now, due)
-            self._rows |= new
-        self._tell(None)
+            repeated = [task for task in tasks if task.task_id in rows and rows[task.task_id].task == task]
+            if len(repeated) < len(tasks):
+                new: dict[str, Row] = {}
+                for task in tasks:
+                    self._check(task)
+                    if task.task_id in rows or task.task_id in new:
+                        raise BackendError(f"there is a task {task.task_id} already")
+                    due = now + (task.delay or 0) if task.eta is None else max(now, task.eta.timestamp())
+                    new[task.task_id] = Row(task, len(rows) + len(new), now, due)
+                rows |= new
+        self._notify([None])
+
+    def _check(self, task: NewTask) -> None:
+        if self.max_payload_bytes is not None and len(task.payload) > self.max_payload_bytes:
+            raise ValueError(f"{len(task.payload)} bytes are more than the {self.max_payload_bytes} allowed")
+        if task.extras not in (None, Extras()):
+            raise BackendError(f"the memory backend cannot do what task {task.task_id} asks for: {task.extras}")
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; a last attempt alone, to a caller that is alone."""
         await asyncio.sleep(0)  # a store that never waits would keep the worker's event loop to itself
         with self._change() as now:
             buried = self._bury(now)
-            claim = next(self._claims)
-            taken = self._choose(now, limit, alone)
-            for row in taken:
+            claim = next(self.store.claims)
+            reserved = self._choose(now, limit, alone)
+            for row in reserved:
                 row.status = "in_progress"
                 row.attempt += 1
                 row.claim = claim
                 row.started_at = now
                 row.available_at = now + lease
-            waiting = self._due(now)
+            left = self._due(now)
             ahead = [row.available_at - now for row in self._live() if row.available_at > now]
             reservation = Reservation(
-                tasks=[row.reserved() for row in taken],
+                tasks=[row.reserved() for row in reserved],
                 buried=buried,
                 next_due_in=min(ahead, default=None),
-                last_attempt_waiting=bool(waiting) and waiting[0].attempts_left == 1,
+                last_attempt_waiting=bool(left) and left[0].attempts_left == 1,
             )
-        for task_id in buried:
-            self._tell(task_id)
+        self._notify(buried)
         return reservation
 
     def _live(self) -> list[Row]:
-        return [row for row in self._rows.values() if row.finished_at is None]
+        return [row for row in self.store.rows.values() if row.finished_at is None]
 
     def _due(self, now: float) -> list[Row]:
         due = [row for row in self._live() if row.available_at <= now]
@@ -157,34 +183,34 @@ class MemoryBackend:
         return [row for row in due if row.attempts_left > 1][:limit]
 
     def _held(self, task: ReservedTask) -> Row | None:
-        """Returns the row, where the claim that comes with ``task`` still holds."""
-        row = self._rows.get(task.task_id)
+        """Returns the row if the claim that comes with ``task`` still holds."""
+        row = self.store.rows.get(task.task_id)
         return row if row is not None and row.claim == task.claim and row.finished_at is None else None
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets leases end ``lease`` seconds from now; returns the tasks that are not held."""
         with self._change() as now:
-            lost = []
+            not_held = []
             for task in tasks:
                 if (row := self._held(task)) is None:
-                    lost.append(task)
+                    not_held.append(task)
                 else:
                     row.available_at = now + lease
-            return lost
+            return not_held
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those that are not held."""
         with self._change() as now:
-            lost = []
+            not_held = []
             for task in tasks:
                 if (row := self._held(task)) is None:
-                    lost.append(task)
+                    not_held.append(task)
                 else:
                     row.status, row.claim, row.attempt = "pending", None, row.attempt - 1
                     row.available_at = min(row.enqueued_at, now)  # it keeps its place in the line
                     row.started_at = row.started_at if row.attempt else None
-        self._tell(None)
-        return lost
+        self._notify([None])
+        return not_held
 
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records results; returns the tasks that were not held."""
@@ -196,25 +222,24 @@ class MemoryBackend:
 
     def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
         with self._change() as now:
-            lost = []
+            not_held = []
             for outcome in outcomes:
                 if (row := self._held(outcome.task)) is not None:
-                    row.status, row.finished_at = status, now  # the claim stays: it tells a second try from a late one
+                    row.status, row.finished_at = status, now  # the claim stays: it tells a repeat from a late outcome
                     row.result, row.error, row.traceback = outcome.result, outcome.error, outcome.traceback
                 elif not self._is_recorded(outcome, status):
-                    lost.append(outcome.task)
-        for outcome in outcomes:
-            self._tell(outcome.task.task_id)
-        return lost
+                    not_held.append(outcome.task)
+        self._notify(outcome.task.task_id for outcome in outcomes)
+        return not_held
 
     def _is_recorded(self, outcome: Outcome, status: Status) -> bool:
-        row = self._rows.get(outcome.task.task_id)
+        row = self.store.rows.get(outcome.task.task_id)
         return row is not None and row.claim == outcome.task.claim and row.status == status
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Looks once for a task."""
+        """Returns what is known of a task; ``None`` if there is no such task."""
         with self._change():
-            row = self._rows.get(task_id)
+            row = self.store.rows.get(task_id)
             if row is None:
                 return None
             return Result(
@@ -231,20 +256,25 @@ class MemoryBackend:
 
     @contextlib.contextmanager
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> Iterator[None]:
-        """Calls ``on_change`` in the caller's loop when another look may find something."""
+        """Calls ``on_change`` in the caller's event loop when there may be something new."""
         key = object()
-        with self._lock:
-            self._watchers[key] = task_id, asyncio.get_running_loop(), on_change
+        with self.store.lock:
+            self.store.watchers[key] = task_id, asyncio.get_running_loop(), self._while_inside(key, on_change)
         try:
             yield
         finally:
-            with self._lock:
-                del self._watchers[key]
+            with self.store.lock:
+                del self.store.watchers[key]
 
-    def _tell(self, topic: str | None) -> None:
-        with self._lock:
-            found = list(self._watchers.values())
-        for its_topic, loop, on_change in found:
-            if its_topic == topic:
-                with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(on_change)
+    def _while_inside(self, key: object, on_change: Callable[[], object]) -> Callable[[], object]:
+        # What was handed to the loop before the block was left would be called after it.
+        return lambda: key in self.store.watchers and on_change()
+
+    def _notify(self, topics: Iterable[str | None]) -> None:
+        """Notifies those who wait for the end of one of these tasks, or, by ``None``, for due tasks."""
+        found = set(topics)
+        with self.store.lock:
+            watchers = [watcher for watcher in self.store.watchers.values() if watcher[0] in found]
+        for _, loop, on_change in watchers:
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(on_change)

@@ -160,6 +160,9 @@ class ReservedTask(NamedTuple):
 class Outcome(NamedTuple):
     """How a run ended: with ``result``, or with ``error`` and perhaps ``traceback``.
 
+    A store that cannot hold some character, NUL for instance, may put another in its place in
+    ``error`` and ``traceback``, and in a task's ``name``. Of lone surrogates sitq itself clears them.
+
     The fields behind these are for backends that list them in ``endings`` (see
     ``sitq.backends.endings``); no other one is ever given it.
 
@@ -193,9 +196,11 @@ class Reservation:
         tasks: The tasks now held by the caller, oldest first.
         buried: The tasks that were failed by this call, because their workers died too often.
         next_due_in: Seconds until the next waiting task is due or the next lease ends; ``None``
-            if there is neither. Meaningful only when fewer tasks came back than were asked for.
-        last_attempt_waiting: A task on its last attempt is due, and no other task became due before it. It
-            was left because the caller is not alone.
+            if there is neither, or if the store cannot know. Meaningful only when fewer tasks came
+            back than were asked for.
+        last_attempt_waiting: A task on its last attempt is due and was left, for a caller that is
+            alone, and no other task became due before it. ``False`` as well if the store cannot know:
+            then it is found when a worker that holds nothing asks.
     """
 
     tasks: Sequence[ReservedTask] = ()

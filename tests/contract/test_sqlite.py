@@ -1,16 +1,23 @@
 """SQLiteBackend keeps the contract, on a file and in memory, and leaves less behind than it has to."""
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from sitq import Backend, SQLiteBackend
+from sitq import Backend, BackendUnavailableError, SQLiteBackend
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.patience import PatientConnection
 from sitq.models import Outcome, Reservation
 from sitq.testing import ManualClock
 from sitq.testing._contract.base import LEASE_SECONDS, failures, ids, look, new, successes, take, until
@@ -19,6 +26,26 @@ from sitq.testing.contract import BackendContract
 from tests.faults import Clock, new_task, write_lock
 from tests.support import DEADLINE_SECONDS, rows
 from tests.worker_tasks import connected
+
+
+@contextlib.asynccontextmanager
+async def one_commit_unanswered() -> AsyncIterator[None]:
+    """Inside, the first commit of any connection is made, and then reported as an error of the disk."""
+    execute, left = PatientConnection.execute, [True]
+
+    def execute_and_fail(connection: PatientConnection, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        changes = connection.total_changes
+        cursor = execute(connection, sql, parameters)
+        # A statement outside of a transaction is one of its own.
+        if left and (sql == "COMMIT" or connection.total_changes > changes) and not connection.in_transaction:
+            left.clear()
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+        return cursor
+
+    with mock.patch.object(PatientConnection, "execute", execute_and_fail):
+        yield
 
 
 class TestOnAFile(BackendContract):
@@ -33,8 +60,12 @@ class TestOnAFile(BackendContract):
         return SQLiteBackend(self.path, clock=self.clock)
 
     def advance(self, backend: Backend, seconds: float) -> None:
-        """Both look at one clock."""
+        """Moves the clock of both."""
         self.clock.advance(seconds)
+
+    def cut(self, backend: Backend) -> AbstractAsyncContextManager[None]:
+        """A file has no connection that could break, but a disk that fails after the commit."""
+        return one_commit_unanswered()
 
 
 class TestInMemory(BackendContract):
@@ -47,6 +78,19 @@ class TestInMemory(BackendContract):
     def advance(self, backend: Backend, seconds: float) -> None:
         """Moves its clock."""
         self.clock.advance(seconds)
+
+    def cut(self, backend: Backend) -> AbstractAsyncContextManager[None]:
+        """As on a file."""
+        return one_commit_unanswered()
+
+
+async def test_a_commit_that_is_reported_as_failed_was_made(path: Path) -> None:
+    """What the contract's suite takes for a broken connection: the caller gets an error, and the file has the task."""
+    async with connected(SQLiteBackend(path)) as backend:
+        with pytest.raises(BackendUnavailableError):
+            async with one_commit_unanswered():
+                await backend.enqueue(new())
+        assert [row["status"] for row in rows(path)] == ["pending"]
 
 
 async def test_reservations_at_one_instant_get_each_their_own(path: Path) -> None:
@@ -205,7 +249,7 @@ async def test_a_task_that_is_given_back_keeps_its_place(path: Path) -> None:
 
 
 async def test_a_close_behind_several_reservations_answers_all_of_them(path: Path) -> None:
-    """A hop takes one reservation, but nothing is queued behind the close."""
+    """A batch takes one reservation, but nothing is queued behind the close."""
     backend = SQLiteBackend(path)
     await backend.connect()
     await backend.enqueue([new_task(str(n)) for n in range(9)])

@@ -6,6 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result
 
+MAX_ID_CHARACTERS = 1_000
+"""Up to this length every backend keeps an id; it may refuse a longer one."""
+
 
 @runtime_checkable
 class Backend(Protocol):
@@ -14,25 +17,36 @@ class Backend(Protocol):
     The rules that hold for every method:
 
     - Bytes in, bytes out: a backend never loads a payload or a result.
-    - The backend owns the clock. Callers pass durations in seconds, and moments only as ``eta``.
+    - The store owns the clock. Callers give durations in seconds, and moments only as ``eta``. A
+      store on another host compares with that host's clock, so that the hosts of the workers need
+      not agree on the time.
     - One call is one atomic change: all of it is stored, or nothing.
+    - A call may be repeated. After a :class:`~sitq.BackendUnavailableError` nobody knows whether it
+      was carried out: the connection may have broken between the change and its answer. Made again
+      with the same arguments, it is carried out once; each method says how a repeat is recognised.
     - A call that is cancelled leaves no lock held and no task stranded beyond its lease.
-    - A call may come from any event loop of the process, from several at once.
+    - A call may come from any event loop of the process, from several at once. A loop may end
+      without :meth:`close`: the backend drops what belongs to that loop, connections for instance,
+      and works in the others. See :class:`~sitq.backends.leaving.Leaving`.
     - What the store cannot do is a :class:`~sitq.BackendError`, or one of its leaves, within
-      bounded time.
+      bounded time: :class:`~sitq.BackendUnavailableError` if trying again can help.
 
     A task is *held* from the reservation that gave it out until its outcome is recorded, it is
-    released, or its lease ends. The claim that came with the reservation is the proof: a call with
-    a claim that no longer holds changes nothing for that task and returns it.
+    released, or another reservation takes it over because its lease has ended. The claim that came
+    with the reservation is the proof: a call with a claim that no longer holds changes nothing for
+    that task and returns it. That is news, not an error.
     """
 
     @property
     def max_payload_bytes(self) -> int | None:
-        """The largest payload or result that can be stored; ``None`` where there is no limit."""
+        """The largest payload or result that can be stored, in bytes; ``None`` if there is no limit.
+
+        Final once :meth:`connect` has returned, because a server may have to be asked for it.
+        """
         ...
 
     async def connect(self) -> None:
-        """Opens the store, or counts one more user of it where it is open.
+        """Opens the store, or counts one more user of it if it is open.
 
         Raises:
             BackendError: The store cannot be opened.
@@ -40,7 +54,7 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Counts one user less, and closes the store after the last one."""
+        """Counts one user less, and closes the store after the last one; harmless when called too often."""
         ...
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
@@ -48,9 +62,16 @@ class Backend(Protocol):
 
         When it returns, they survive a crash of every process on the host.
 
+        A repeat is recognised by its tasks: if all of them are stored already, with these payloads,
+        nothing is stored and nothing raised, whatever has become of them since. If only some are,
+        or if one has another payload, an id is taken. Those who wait for due tasks are notified by
+        a repeat as well: the first call may have failed before it came to that.
+
         Raises:
-            ValueError: A payload is larger than ``max_payload_bytes``.
-            BackendError: The store did not take them.
+            ValueError: A payload is larger than ``max_payload_bytes``, or an id is longer than the
+                store keeps, which is 1,000 characters or more.
+            BackendError: An id is taken, a task has ``extras`` that this backend does not know, or
+                the store did not take the tasks.
         """
         ...
 
@@ -64,6 +85,12 @@ class Backend(Protocol):
         A task that is about to start its last attempt comes alone, to a caller that says it is
         alone, so that no task is failed for what its neighbours did to their worker.
 
+        Of several that reserve at the same time none gets what another gets, and none keeps the
+        others from a task for good: what one passes over because another has it in hand is found
+        by a later reservation.
+
+        A repeat gives out other tasks. Those whose answer was lost come back when their lease ends.
+
         Args:
             limit: How many tasks to give out at most, at least 1.
             lease: Seconds for which they are held.
@@ -72,37 +99,43 @@ class Backend(Protocol):
         ...
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
-        """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
+        """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held.
+
+        A repeat does the same again.
+        """
         ...
 
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records results; returns the tasks that were not held.
 
-        Called again with the same outcome, it recognises that one as recorded.
+        A repeat is recognised by the claim, which a finished task keeps: its tasks are not returned.
         """
         ...
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        """Records errors; returns the tasks that were not held. Otherwise as mark_success."""
+        """Records errors; returns the tasks that were not held. Otherwise as :meth:`mark_success`."""
         ...
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
-        """Gives tasks back, due at once and the attempt unspent; returns those not held."""
-        ...
+        """Gives tasks back, due at once and the attempt unspent; returns those not held.
 
-    async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Looks once for a task; ``None`` where there is no such task.
-
-        The value is the serialized one.
+        A repeat changes nothing, and returns all of them.
         """
         ...
 
+    async def get_result(self, task_id: str) -> Result[bytes] | None:
+        """Returns what is known of a task, the value serialized; ``None`` if there is no such task."""
+        ...
+
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
-        """Calls ``on_change`` whenever another look may find something new.
+        """Calls ``on_change`` whenever there may be something new to find, until the block is left.
 
         Called inside an event loop, and ``on_change`` is called in that loop. What changed before
-        the block was entered is found by a look after entering it. It may be called too often;
-        that it comes too seldom, or late, is made good by a poll.
+        the block was entered is found by a query after entering it. If watching takes time to
+        begin, as a subscription at a server does, ``on_change`` is called when it has begun, and
+        again after each interruption: whatever was missed is found by the query that follows.
+
+        It may be called too often; that it comes too seldom, or late, is made good by a poll.
 
         Args:
             on_change: Called without arguments; must be quick.

@@ -5,12 +5,16 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Leaving(Protocol):
-    """A backend that keeps something for each event loop that calls it: connections, for instance."""
+    """A backend that keeps something for each event loop, such as connections to a server.
+
+    A worker renews its leases from a loop of its own. That one uses the backend without counting as
+    a user of it, and ends while others go on: what belongs to it can only be closed from inside.
+    """
 
     async def leave(self) -> None:
-        """Gives up what belongs to the running event loop, which ends after this call.
+        """Gives up what belongs to the running event loop, within bounded time.
 
-        Other loops go on using the backend. A loop may also end without this call: the backend
-        drops what belonged to it then.
+        Called at the end of a loop; no call is under way in it. Other loops are not disturbed, the
+        number of users stays as it is, and a later call from this loop works all the same.
         """
         ...

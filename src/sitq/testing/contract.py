@@ -23,6 +23,7 @@ needed, and none is in the way.
 """
 
 from sitq.testing._contract.calling import Calling
+from sitq.testing._contract.enduring import Enduring
 from sitq.testing._contract.holding import Holding
 from sitq.testing._contract.reserving import Reserving
 from sitq.testing._contract.storing import Storing
@@ -31,7 +32,7 @@ from sitq.testing._contract.watching import Watching
 __all__ = ["BackendContract"]
 
 
-class BackendContract(Storing, Reserving, Holding, Watching, Calling):
+class BackendContract(Storing, Reserving, Holding, Watching, Calling, Enduring):
     """Tests of everything that :class:`~sitq.Backend` promises.
 
     A subclass, with a name that pytest collects, overrides the fixture ``backend`` and

@@ -11,7 +11,6 @@ import pytest
 from sitq import Backend, NewTask
 from sitq.models import FINISHED
 from sitq.testing._contract.base import (
-    LEASE_SECONDS,
     Contract,
     connected,
     failures,
@@ -21,7 +20,6 @@ from sitq.testing._contract.base import (
     refuses,
     statuses,
     successes,
-    take,
     until,
 )
 
@@ -96,11 +94,11 @@ class Calling(Contract):
         if name == "get_result":
             return backend.get_result(tasks[1].task_id)
         if name == "reserve":
-            return backend.reserve(3, lease=LEASE_SECONDS, alone=False)
-        held = await take(backend)
+            return backend.reserve(3, lease=self.lease, alone=False)
+        held = await self.take(backend)
         assert ids(held) == ids(tasks)
         calls: dict[str, Coroutine[Any, Any, object]] = {
-            "renew": backend.renew(held, lease=LEASE_SECONDS),
+            "renew": backend.renew(held, lease=self.lease),
             "mark_success": backend.mark_success(successes(held)),
             "mark_failure": backend.mark_failure(failures(held)),
             "release": backend.release(held),
@@ -112,8 +110,8 @@ class Calling(Contract):
 
     async def all_finished(self, backend: Backend, other: Backend, tasks: list[NewTask]) -> bool:
         """Lets every lease end, and finishes what can be taken then; whether that was all."""
-        self.advance(backend, LEASE_SECONDS + 1)
-        await other.mark_success(successes(await take(other)))
+        await self.end_leases(backend)
+        await other.mark_success(successes(await self.take(other)))
         return all(status in FINISHED for status in await statuses(other, tasks))
 
     @in_loop
@@ -123,7 +121,7 @@ class Calling(Contract):
             cancelled = await cancel(backend.connect(), after)
             await backend.connect()
             await backend.enqueue(new())
-            assert len(await until(lambda: take(backend))) == 1
+            assert len(await until(lambda: self.take(backend))) == 1
             await backend.close()
             if not cancelled:
                 await backend.close()
@@ -139,7 +137,7 @@ class Calling(Contract):
             cancelled = await cancel(backend.connect(), after)
             await others
             await backend.enqueue(new())
-            assert len(await take(backend)) == 1
+            assert len(await self.take(backend)) == 1
             for _ in range(3 if cancelled else 4):
                 await backend.close()
             await refuses(backend)
@@ -159,7 +157,7 @@ class Calling(Contract):
             cancelled = await cancel(backend.close(), after)
             await backend.connect()
             await backend.enqueue(new())
-            assert len(await take(backend)) == 1
+            assert len(await self.take(backend)) == 1
             await backend.close()
             await backend.close()
             await refuses(backend)
@@ -177,7 +175,7 @@ class Calling(Contract):
             await asyncio.gather(*(backend.enqueue([task]) for task in tasks))
 
             async def all_done() -> bool:
-                held = await take(backend, 5, alone=False)
+                held = await self.take(backend, 5, alone=False)
                 taken.update(ids(held))
                 assert list(await backend.mark_success(successes(held))) == []
                 return all(status in FINISHED for status in await statuses(backend, tasks))

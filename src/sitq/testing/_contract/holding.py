@@ -1,6 +1,6 @@
 """Tests of what the holder of a task may do with it, and nobody else."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -17,17 +17,9 @@ from sitq.testing._contract.base import (
     new,
     statuses,
     successes,
-    take,
 )
 
-type Act = Callable[[Backend, Sequence[ReservedTask]], Awaitable[Sequence[ReservedTask]]]
-
-ACTS: dict[str, Act] = {
-    "renew": lambda backend, tasks: backend.renew(tasks, lease=LEASE_SECONDS),
-    "mark_success": lambda backend, tasks: backend.mark_success(successes(tasks)),
-    "mark_failure": lambda backend, tasks: backend.mark_failure(failures(tasks)),
-    "release": lambda backend, tasks: backend.release(tasks),
-}
+ACTS = ["renew", "mark_success", "mark_failure", "release"]
 """What a holder does, each returning the tasks that were not held."""
 
 STATUS_AFTER = {"renew": "in_progress", "mark_success": "success", "mark_failure": "failed", "release": "pending"}
@@ -35,6 +27,16 @@ STATUS_AFTER = {"renew": "in_progress", "mark_success": "success", "mark_failure
 
 class Holding(Contract):
     """Only the holder of the current claim changes anything."""
+
+    async def act(self, name: str, backend: Backend, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
+        """Does with tasks what a call of this name does."""
+        if name == "renew":
+            return await backend.renew(tasks, lease=self.lease)
+        if name == "release":
+            return await backend.release(tasks)
+        if name == "mark_success":
+            return await backend.mark_success(successes(tasks))
+        return await backend.mark_failure(failures(tasks))
 
     @connected
     async def test_a_task_is_seen_in_each_status(self, backend: Backend) -> None:
@@ -45,19 +47,19 @@ class Holding(Contract):
         assert (pending.task_id, pending.status, pending.attempt) == (task.task_id, "pending", 0)
         assert (pending.value, pending.error, pending.traceback) == (None, None, None)
         assert (pending.started_at, pending.finished_at) == (None, None)
-        self.advance(backend, 10)
-        held = await take(backend)
+        await self.pass_time(backend, 10)
+        held = await self.take(backend)
         running = await look(backend, task)
         assert (running.status, running.attempt, running.value, running.finished_at) == ("in_progress", 1, None, None)
         assert running.started_at is not None
-        assert running.started_at - pending.enqueued_at >= timedelta(seconds=10)
-        self.advance(backend, 10)
+        assert running.started_at - pending.enqueued_at >= timedelta(seconds=self.seconds(10))
+        await self.pass_time(backend, 10)
         assert list(await backend.mark_success(successes(held, b"value"))) == []
         done = await look(backend, task)
         assert (done.status, done.attempt, done.value, done.error) == ("success", 1, b"value", None)
         assert (done.enqueued_at, done.started_at) == (pending.enqueued_at, running.started_at)
         assert done.finished_at is not None
-        assert done.finished_at - running.started_at >= timedelta(seconds=10)
+        assert done.finished_at - running.started_at >= timedelta(seconds=self.seconds(10))
         assert {at.utcoffset() for at in (done.enqueued_at, running.started_at, done.finished_at)} == {timedelta(0)}
 
     @pytest.mark.parametrize("traceback", [None, "Traceback:\n  ünïcode 🐍\n"], ids=["without", "with"])
@@ -66,17 +68,33 @@ class Holding(Contract):
         """Error and traceback come back as they were given."""
         (task,) = new()
         await backend.enqueue([task])
-        (held,) = await take(backend)
+        (held,) = await self.take(backend)
         error = "ValueError: 'quoted' ünïcode 🐍\n" * 500
         assert list(await backend.mark_failure([Outcome(held, error=error, traceback=traceback)])) == []
         seen = await look(backend, task)
         assert (seen.status, seen.value, seen.error, seen.traceback) == ("failed", None, error, traceback)
 
+    @connected
+    async def test_a_character_that_a_store_cannot_hold_does_not_take_the_rest_along(self, backend: Backend) -> None:
+        """NUL in a name, an error or a traceback may be replaced; the outcome is recorded, and recognised."""
+        text = "before\0after"
+        first, second = new(2)
+        await backend.enqueue([first._replace(name=text), second])
+        held = await self.take(backend)
+        assert [each.task_id for each in held] == [first.task_id, second.task_id]
+        outcomes = [Outcome(each, error=text, traceback=text) for each in held]
+        for _ in range(2):
+            assert list(await backend.mark_failure(outcomes)) == []
+        for kept in (held[0].name, (await look(backend, first)).error, (await look(backend, second)).traceback):
+            assert kept is not None
+            assert kept.startswith("before")
+            assert kept.endswith("after")
+
     @pytest.mark.parametrize("act", ACTS)
     @connected
     async def test_no_task_is_no_change(self, backend: Backend, act: str) -> None:
         """Each call may be made with an empty sequence."""
-        assert list(await ACTS[act](backend, [])) == []
+        assert list(await self.act(act, backend, [])) == []
 
     @pytest.mark.parametrize("act", ACTS)
     @connected
@@ -85,17 +103,17 @@ class Holding(Contract):
         tasks = new(150)
         async with self.other(backend) as other:
             await backend.enqueue(tasks)
-            held = await take(backend, 150)
+            held = await self.take(backend, 150)
             await backend.release(held[70:71])
-            (taken,) = await take(other)
+            (taken,) = await self.take(other)
             before = await look(backend, taken)
-            self.advance(backend, 1)
-            assert list(await ACTS[act](backend, held)) == [held[70]]
+            await self.pass_time(backend, 1)
+            assert list(await self.act(act, backend, held)) == [held[70]]
             assert await look(backend, taken) == before
             expected = [STATUS_AFTER[act]] * 150
             expected[70] = "in_progress"
             assert await statuses(other, tasks) == expected
-            assert list(await ACTS[act](other, [taken])) == []
+            assert list(await self.act(act, other, [taken])) == []
 
     @pytest.mark.parametrize("act", ACTS)
     @pytest.mark.parametrize("end", ["success", "failed", "buried"])
@@ -104,12 +122,12 @@ class Holding(Contract):
         """A claim that was lost before the end changes nothing after it either."""
         (task,) = new(max_attempts=2)
         await backend.enqueue([task])
-        old = await take(backend)
-        self.advance(backend, LEASE_SECONDS + 1)
-        current = await take(backend)
+        old = await self.take(backend)
+        await self.end_leases(backend)
+        current = await self.take(backend)
         if end == "buried":
-            self.advance(backend, LEASE_SECONDS + 1)
-            assert await take(backend) == []
+            await self.end_leases(backend)
+            assert await self.take(backend) == []
             old += current
         elif end == "success":
             await backend.mark_success(successes(current, b"of the current holder"))
@@ -117,12 +135,12 @@ class Holding(Contract):
             await backend.mark_failure(failures(current, "ValueError: of the current holder"))
         before = await look(backend, task)
         assert before.status == ("success" if end == "success" else "failed")
-        self.advance(backend, 1)
+        await self.pass_time(backend, 1)
         for each in old:
-            assert list(await ACTS[act](backend, [each])) == [each]
+            assert list(await self.act(act, backend, [each])) == [each]
             assert await look(backend, task) == before
-        self.advance(backend, LEASE_SECONDS + 1)
-        assert await take(backend) == []
+        await self.end_leases(backend)
+        assert await self.take(backend) == []
 
     @pytest.mark.parametrize("act", ACTS)
     @connected
@@ -130,12 +148,12 @@ class Holding(Contract):
         """Whoever gave a task back may do nothing with it any more, whether or not another has it."""
         (task,) = new()
         await backend.enqueue([task])
-        held = await take(backend)
+        held = await self.take(backend)
         await backend.release(held)
-        assert list(await ACTS[act](backend, held)) == held
+        assert list(await self.act(act, backend, held)) == held
         assert (await look(backend, task)).status == "pending"
-        assert ids(await take(backend)) == ids([task])
-        assert list(await ACTS[act](backend, held)) == held
+        assert ids(await self.take(backend)) == ids([task])
+        assert list(await self.act(act, backend, held)) == held
 
     @pytest.mark.parametrize("act", ["mark_success", "mark_failure"])
     @connected
@@ -143,11 +161,11 @@ class Holding(Contract):
         """Where a lease has ended and nobody has taken the task over, its holder may still record."""
         (task,) = new()
         await backend.enqueue([task])
-        held = await take(backend)
-        self.advance(backend, LEASE_SECONDS + 1)
-        assert list(await ACTS[act](backend, held)) == []
+        held = await self.take(backend)
+        await self.end_leases(backend)
+        assert list(await self.act(act, backend, held)) == []
         assert (await look(backend, task)).status == STATUS_AFTER[act]
-        assert await take(backend) == []
+        assert await self.take(backend) == []
 
     @pytest.mark.parametrize("act", ["mark_success", "mark_failure"])
     @connected
@@ -155,13 +173,13 @@ class Holding(Contract):
         """The same outcome a second time, alone or in a larger batch, is no lost claim, and changes nothing."""
         tasks = new(3)
         await backend.enqueue(tasks)
-        held = await take(backend)
-        await ACTS[act](backend, held[:2])
+        held = await self.take(backend)
+        await self.act(act, backend, held[:2])
         before = [await look(backend, task) for task in tasks[:2]]
-        self.advance(backend, 1)
+        await self.pass_time(backend, 1)
         async with self.other(backend) as other:
-            assert list(await ACTS[act](other, held[:1])) == []
-            assert list(await ACTS[act](other, held)) == []
+            assert list(await self.act(act, other, held[:1])) == []
+            assert list(await self.act(act, other, held)) == []
         assert [await look(backend, task) for task in tasks[:2]] == before
         assert await statuses(backend, tasks) == [STATUS_AFTER[act]] * 3
 
@@ -170,42 +188,42 @@ class Holding(Contract):
         """However long it is held, nobody else gets it, and its attempt stays the same."""
         (task,) = new()
         await backend.enqueue([task])
-        held = await take(backend)
+        held = await self.take(backend)
         started_at = (await look(backend, task)).started_at
         for _ in range(5):
-            self.advance(backend, LEASE_SECONDS / 2)
-            assert list(await backend.renew(held, lease=LEASE_SECONDS)) == []
-            assert await take(backend) == []
+            await self.pass_time(backend, LEASE_SECONDS / 2)
+            assert list(await backend.renew(held, lease=self.lease)) == []
+            assert await self.take(backend) == []
         seen = await look(backend, task)
         assert (seen.status, seen.attempt, seen.started_at) == ("in_progress", 1, started_at)
-        self.advance(backend, LEASE_SECONDS + 1)
-        assert [each.attempt for each in await take(backend)] == [2]
+        await self.end_leases(backend)
+        assert [each.attempt for each in await self.take(backend)] == [2]
 
     @connected
     async def test_a_renewal_by_another_does_not_move_the_lease(self, backend: Backend) -> None:
         """A former holder's renewal leaves the lease of the current one as it is."""
         await backend.enqueue(new())
-        old = await take(backend)
-        self.advance(backend, LEASE_SECONDS + 1)
-        assert len(await take(backend)) == 1
-        assert list(await backend.renew(old, lease=100 * LEASE_SECONDS)) == old
-        self.advance(backend, LEASE_SECONDS + 1)
-        assert [each.attempt for each in await take(backend)] == [3]
+        old = await self.take(backend)
+        await self.end_leases(backend)
+        assert len(await self.take(backend)) == 1
+        assert list(await backend.renew(old, lease=100 * self.lease)) == old
+        await self.end_leases(backend)
+        assert [each.attempt for each in await self.take(backend)] == [3]
 
     @connected
     async def test_a_released_task_is_due_at_once_with_its_attempt_unspent(self, backend: Backend) -> None:
         """Given back in its second attempt it is pending, and handed out as the second attempt again."""
         tasks = new(2)
         await backend.enqueue(tasks)
-        await take(backend)
-        self.advance(backend, LEASE_SECONDS + 1)
-        held = await take(backend)
+        await self.take(backend)
+        await self.end_leases(backend)
+        held = await self.take(backend)
         assert [each.attempt for each in held] == [2, 2]
         assert list(await backend.release(held)) == []
         assert [((await look(backend, task)).status, (await look(backend, task)).attempt) for task in tasks] == [
             ("pending", 1)
         ] * 2
-        again = await take(backend)
+        again = await self.take(backend)
         assert [(each.task_id, each.attempt) for each in again] == [(task.task_id, 2) for task in tasks]
         assert not {each.claim for each in again} & {each.claim for each in held}
 
@@ -214,7 +232,7 @@ class Holding(Contract):
         """Giving a last attempt back any number of times does not bury the task."""
         await backend.enqueue(new(max_attempts=1))
         for _ in range(3):
-            (held,) = await take(backend)
+            (held,) = await self.take(backend)
             assert (held.attempt, held.is_last_attempt) == (1, True)
             await backend.release([held])
-        assert not (await backend.reserve(1, lease=LEASE_SECONDS, alone=False)).buried
+        assert not (await backend.reserve(1, lease=self.lease, alone=False)).buried

@@ -9,7 +9,7 @@ import pytest
 
 from sitq import Backend, NewTask
 from sitq.models import FINISHED
-from sitq.testing._contract.base import LEASE_SECONDS, Contract, connected, failures, look, new, successes, take, until
+from sitq.testing._contract.base import Contract, connected, failures, look, new, successes, until
 
 CALLS = ["enqueue", "release", "mark_success", "mark_failure", "bury"]
 """What somebody waits for: the first two are new work, the others the end of a task."""
@@ -45,7 +45,7 @@ def watching(backend: Backend, task: NewTask | None) -> Iterator[Seen]:
 
 
 class Watching(Contract):
-    """Whoever waits is told when another look may find something."""
+    """Whoever waits is told when there may be something to find."""
 
     async def prepare(self, backend: Backend, call: str) -> tuple[NewTask, Callable[[Backend], Awaitable[object]]]:
         """Returns a task, and what will change it as the name of a call says."""
@@ -53,15 +53,15 @@ class Watching(Contract):
         if call == "enqueue":
             return task, lambda by: by.enqueue([task])
         await backend.enqueue([task])
-        held = await take(backend)
+        held = await self.take(backend)
         if call == "release":
             return task, lambda by: by.release(held)
         if call == "mark_success":
             return task, lambda by: by.mark_success(successes(held))
         if call == "mark_failure":
             return task, lambda by: by.mark_failure(failures(held))
-        self.advance(backend, LEASE_SECONDS + 1)
-        return task, lambda by: by.reserve(1, lease=LEASE_SECONDS, alone=True)
+        await self.end_leases(backend)
+        return task, lambda by: by.reserve(1, lease=self.lease, alone=True)
 
     @pytest.mark.parametrize("call", CALLS)
     @pytest.mark.parametrize("by", ["itself", "another", "thread"])
@@ -72,7 +72,7 @@ class Watching(Contract):
 
         async def found() -> object:
             if call in {"enqueue", "release"}:
-                return await take(backend)
+                return await self.take(backend)
             return (await look(backend, task)).status in FINISHED
 
         async with self.other(backend) as other:
@@ -84,6 +84,22 @@ class Watching(Contract):
                     await change(backend if by == "itself" else other)
                 await seen.until(found)
         assert set(seen.threads) == {threading.get_ident()}
+
+    @pytest.mark.parametrize("call", CALLS)
+    @connected
+    async def test_a_change_in_the_moment_of_entering_is_told(self, backend: Backend, call: str) -> None:
+        """If watching takes time to begin, whoever waits is told when it has begun, and finds what came before."""
+        task, change = await self.prepare(backend, call)
+
+        async def found() -> object:
+            if call in {"enqueue", "release"}:
+                return await self.take(backend)
+            return (await look(backend, task)).status in FINISHED
+
+        async with self.other(backend) as other:
+            with watching(backend, task if call in CALLS[2:] else None) as seen:
+                await change(other)
+                await seen.until(found)
 
     @connected
     async def test_each_of_several_watchers_is_told(self, backend: Backend) -> None:
@@ -107,12 +123,12 @@ class Watching(Contract):
         """Once the block is left there are no more calls, however much changes."""
         with watching(backend, None) as seen:
             await backend.enqueue(new())
-            await seen.until(lambda: take(backend))
+            await seen.until(lambda: self.take(backend))
         calls = len(seen.threads)
         async with self.other(backend) as other:
             for by in (backend, other):
                 await by.enqueue(new(3))
-                await by.release(await until(lambda: take(backend)))
+                await by.release(await until(lambda: self.take(backend)))
         assert len(seen.threads) == calls
 
     @connected
@@ -122,7 +138,7 @@ class Watching(Contract):
             raise ZeroDivisionError
         with watching(backend, None) as seen:
             await backend.enqueue(new())
-            await seen.until(lambda: take(backend))
+            await seen.until(lambda: self.take(backend))
 
 
 async def _awaited(awaitable: Awaitable[object]) -> None:
