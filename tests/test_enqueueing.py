@@ -14,8 +14,9 @@ import pytest
 
 from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 from sitq.backends.sqlite import statements
+from sitq.backends.sqlite.changes import StoreTask
 from sitq.backends.sqlite.schema import prepare
-from sitq.models import NewTask, new_task_id, to_micros
+from sitq.models import new_task_id, to_micros
 from sitq.testing import ManualQueue
 from tests.support import DEADLINE_SECONDS, add, multiply, rows
 
@@ -162,17 +163,22 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def new_records(count: int) -> Iterator[StoreTask]:
+    """Gives the records of as many new tasks."""
+    return (StoreTask(new_task_id(), "", "", b"", 5, 0) for _ in range(count))
+
+
 def test_rows_are_made_while_others_are_written(connection: sqlite3.Connection) -> None:
     """A large batch is not turned into rows all at once, which would keep the interpreter lock from the loop."""
     written = []
 
-    def rows_of_a_batch() -> Iterator[statements.Row]:
-        for row in statements.enqueue(0, [NewTask(new_task_id(), b"") for _ in range(10_000)]):
+    def records_of_a_batch() -> Iterator[StoreTask]:
+        for record in new_records(10_000):
             written.append(connection.total_changes)
-            yield row
+            yield record
 
     before = connection.total_changes
-    statements.apply(connection, rows_of_a_batch())
+    statements.apply(connection, 0, records_of_a_batch())
     assert written[0] == before
     assert before + 10_000 > written[-1] > before + 5_000
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (10_000,)
@@ -181,11 +187,11 @@ def test_rows_are_made_while_others_are_written(connection: sqlite3.Connection) 
 def test_a_batch_that_fails_halfway_is_not_stored(connection: sqlite3.Connection) -> None:
     """What was written of it before its rows could no longer be made is rolled back."""
 
-    def rows_of_a_batch() -> Iterator[statements.Row]:
-        yield from statements.enqueue(0, [NewTask(new_task_id(), b"") for _ in range(5_000)])
+    def records_of_a_batch() -> Iterator[StoreTask]:
+        yield from new_records(5_000)
         raise ValueError("halfway")
 
     with pytest.raises(ValueError, match="halfway"):
-        statements.apply(connection, rows_of_a_batch())
+        statements.apply(connection, 0, records_of_a_batch())
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)

@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 from sitq.errors import TaskCancelledError, TaskFailedError
 
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
+
+STATUSES: frozenset[str] = frozenset(get_args(Status.__value__))
+"""All of them."""
 
 FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
 """The statuses that a task does not leave by itself."""

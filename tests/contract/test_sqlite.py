@@ -10,6 +10,7 @@ import pytest
 
 from sitq import Backend, SQLiteBackend
 from sitq.backends.sqlite import statements
+from sitq.backends.sqlite.changes import StoreTask
 from sitq.backends.sqlite.connection import Job
 from sitq.models import Outcome, Reservation
 from sitq.testing import ManualClock
@@ -217,9 +218,9 @@ async def test_a_close_behind_several_reservations_answers_all_of_them(path: Pat
 
 async def test_large_payloads_are_not_kept_by_a_cached_statement(path: Path) -> None:
     """What is stored or recorded together takes several statements where it is large, in one transaction."""
-    payload = b"x" * (statements.PIECE_BYTES // 4)
-    rows_of = list(statements.enqueue(0, [new_task(str(n), payload) for n in range(10)]))
-    assert [len(piece) for piece in statements._pieces(rows_of)] == [4, 4, 2]
+    payload = b"x" * (statements.MAX_PIECE_BYTES // 4)
+    records = [StoreTask(str(n), "", "", payload, 5, 0) for n in range(10)]
+    assert [len(piece) for piece in statements._pieces(records)] == [4, 4, 2]
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task(str(n), payload) for n in range(10)])
         taken = (await backend.reserve(10, lease=30, alone=False)).tasks

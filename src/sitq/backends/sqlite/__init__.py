@@ -14,13 +14,25 @@ from typing import get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
-from sitq.backends.sqlite import statements
+from sitq.backends.sqlite import queries
+from sitq.backends.sqlite.changes import Change, Finish, Prune, Release, Renew, Reserve, StoreTask
 from sitq.backends.sqlite.connection import Connection, Durability, Job
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.settings import settle_retention
+from sitq.backends.sqlite.statements import Notes
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim, now_seconds
+from sitq.models import (
+    NewTask,
+    Outcome,
+    Reservation,
+    ReservedTask,
+    Result,
+    Status,
+    new_claim,
+    now_seconds,
+    to_micros,
+)
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -34,8 +46,22 @@ DUE = (None,)
 """What is announced when tasks became due; what ended is announced by its id."""
 
 
+MAX_PRUNED_PER_RESERVATION = 200
+
+
 def _micros(seconds: float) -> int:
     return int(seconds * 1_000_000)
+
+
+def _stored(now: int, tasks: Sequence[NewTask]) -> Iterator[StoreTask]:
+    for task in tasks:
+        due = now + _micros(task.delay or 0) if task.eta is None else max(now, to_micros(task.eta))
+        yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+
+
+def _finished(outcomes: Sequence[Outcome], status: Status) -> Iterator[Finish]:
+    for task, result, error, traceback, *_ in outcomes:
+        yield Finish(task.key, task.claim, status, result, error, traceback)
 
 
 class SQLiteBackend(Inspection):
@@ -166,7 +192,7 @@ class SQLiteBackend(Inspection):
                     "elsewhere and pass a reference, or raise the limit"
                 )
         await self._connected().call(
-            Job(lambda *_: None, lambda now: statements.enqueue(now, tasks), synced=True, announce=lambda _: DUE),
+            Job(lambda *_: None, lambda now: _stored(now, tasks), synced=True, announce=lambda _: DUE),
             # Now, not after the commit: the worker's look queues right behind the insert.
             on_queued=lambda: self._watchers.notify(DUE),
         )
@@ -177,39 +203,39 @@ class SQLiteBackend(Inspection):
         until = 0
 
         def may_prune(connection: sqlite3.Connection, now: int) -> bool:
-            return self._prunes_now() and statements.is_prunable(connection, now - self._retention_micros)
+            return self._prunes_now() and queries.is_prunable(connection, now - self._retention_micros)
 
         def wanted(connection: sqlite3.Connection, now: int) -> bool:
             # Where the latest look brought all that was asked for, there is more: asking would only
             # hand the interpreter lock to the loop, just when SQLite could have started beside it.
             more, self._more_is_due = self._more_is_due, False
-            return more or statements.is_due(connection, now, alone) or may_prune(connection, now)
+            return more or queries.is_due(connection, now, alone) or may_prune(connection, now)
 
-        def changes(now: int) -> Iterator[statements.Row]:
+        def changes(now: int) -> Iterator[Change]:
             nonlocal until
             until = now + _micros(lease)
-            yield statements.reserve(now, limit, claim, until, alone)
+            yield Reserve(claim, until, limit, alone)
             if self._prunes_now():
-                yield statements.prune(now, now - self._retention_micros)
+                yield Prune(now - self._retention_micros, MAX_PRUNED_PER_RESERVATION, None)
 
-        def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> statements.Found:
+        def read(connection: sqlite3.Connection, now: int, notes: Notes) -> queries.Found:
             if self._prunes_now() and not may_prune(connection, now):
                 self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-            found = statements.reserved(connection, now, limit, claim, until, notes)
+            found = queries.reserved(connection, now, limit, claim, until, notes)
             self._more_is_due = len(found[0]) == limit
             return found
 
         found = await self._connected().call(
             Job(read, changes, wanted=wanted, announce=lambda found: found[1].buried, on_abandoned=self._give_back)
         )
-        return statements.to_reservation(found)
+        return queries.to_reservation(found)
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
         return await self._connected().call(
             Job(
-                lambda _, __, notes: statements.refused(tasks, notes),
-                lambda now: statements.held("renew", now, tasks, now + _micros(lease)),
+                lambda _, __, notes: queries.not_held(tasks, notes),
+                lambda now: (Renew(task.key, task.claim, now + _micros(lease)) for task in tasks),
             )
         )
 
@@ -224,8 +250,8 @@ class SQLiteBackend(Inspection):
     async def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
         return await self._connected().call(
             Job(
-                lambda connection, _, notes: statements.unrecorded(connection, outcomes, status, notes),
-                lambda now: statements.finish(now, outcomes, status),
+                lambda connection, _, notes: queries.not_recorded(connection, outcomes, status, notes),
+                lambda _: _finished(outcomes, status),
                 announce=lambda _: [outcome.task.task_id for outcome in outcomes],
             )
         )
@@ -236,8 +262,8 @@ class SQLiteBackend(Inspection):
 
     def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
         return Job(
-            lambda _, __, notes: statements.refused(tasks, notes),
-            lambda now: statements.held("release", now, tasks),
+            lambda _, __, notes: queries.not_held(tasks, notes),
+            lambda _: (Release(task.key, task.claim) for task in tasks),
             announce=lambda _: DUE,
         )
 
@@ -247,7 +273,7 @@ class SQLiteBackend(Inspection):
         Raises:
             BackendCorruptError: Its row holds what sitq did not write.
         """
-        return await self._connected().call(Job(lambda connection, *_: statements.get_result(connection, task_id)))
+        return await self._connected().call(Job(lambda connection, *_: queries.get_result(connection, task_id)))
 
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` when another look may find something; see :class:`~sitq.Backend`."""
@@ -259,17 +285,17 @@ class SQLiteBackend(Inspection):
         return self._connection
 
     def _find_ended(self, task_ids: Sequence[str], seen: Seen) -> asyncio.Future[tuple[Seen, Sequence[str]]]:
-        return self._connected().submit(Job(lambda connection, *_: statements.ended(connection, task_ids, seen)))
+        return self._connected().submit(Job(lambda connection, *_: queries.ended(connection, task_ids, seen)))
 
     def _announce(self, topics: Collection[str | None]) -> None:
         self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)
 
-    def _give_back(self, found: statements.Found) -> None:
+    def _give_back(self, found: queries.Found) -> None:
         if found[0]:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
-                self._connected().post(self._releasing(statements.to_reservation(found).tasks))
+                self._connected().post(self._releasing(queries.to_reservation(found).tasks))
 
     def _prunes_now(self) -> bool:
         return time.monotonic() >= self._prune_at

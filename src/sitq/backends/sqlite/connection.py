@@ -17,9 +17,10 @@ import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from sitq import _forks
+from sitq.backends.sqlite.changes import Change
 from sitq.backends.sqlite.file import QueueFile
 from sitq.backends.sqlite.patience import PatientConnection
-from sitq.backends.sqlite.statements import Notes, Row, apply
+from sitq.backends.sqlite.statements import Notes, apply
 from sitq.backends.sqlite.translation import translate
 from sitq.errors import BackendError
 
@@ -49,7 +50,7 @@ class Job[T]:
     """
 
     read: Callable[[sqlite3.Connection, int, Notes], T]
-    changes: Callable[[int], Iterable[Row]] | None = None
+    changes: Callable[[int], Iterable[Change]] | None = None
     _: KW_ONLY
     wanted: Callable[[sqlite3.Connection, int], bool] | None = None
     synced: bool = False
@@ -281,7 +282,7 @@ class Connection:
         writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(sqlite, now))]
         try:
             changes = (job.changes(now) for job in writers if job.changes)
-            notes = apply(sqlite, itertools.chain.from_iterable(changes))
+            notes = apply(sqlite, now, itertools.chain.from_iterable(changes))
         except Exception as error:
             if len(jobs) == 1:
                 raise

@@ -11,9 +11,9 @@ from sitq.backends.inspect import Counts, Finding, PayloadFormat, TaskDetails, T
 from sitq.backends.sqlite import examination, mending
 from sitq.backends.sqlite.connection import Job
 from sitq.backends.sqlite.listing import Connected, Query, decoded, walk
-from sitq.backends.sqlite.statements import STATUSES, Row
+from sitq.backends.sqlite.statements import Row
 from sitq.errors import BackendCorruptError
-from sitq.models import Status, from_micros
+from sitq.models import STATUSES, Status, from_micros
 
 MINUTE_MICROS = 60_000_000
 
