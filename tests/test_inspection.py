@@ -327,9 +327,9 @@ async def test_what_was_mended_survives_a_power_cut(path: Path) -> None:
         task_id = await queue.enqueue(add, 1, 2)
         for call in (queue.cancel, queue.retry):
             await backend.renew([], lease=1)
-            assert backend._connected()._file.synchronous == "NORMAL"
+            assert backend._connected()._file.open()._synchronous == "NORMAL"
             await call(task_id)
-            assert backend._connected()._file.synchronous == "FULL"
+            assert backend._connected()._file.open()._synchronous == "FULL"
 
 
 async def test_a_backend_that_nobody_looks_into_pays_nothing(queue: TaskQueue, backend: SQLiteBackend) -> None:

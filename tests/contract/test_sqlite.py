@@ -11,7 +11,7 @@ import pytest
 from sitq import Backend, SQLiteBackend
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.changes import StoreTask
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import ReadJob
 from sitq.models import Outcome, Reservation
 from sitq.testing import ManualClock
 from sitq.testing._contract.base import LEASE_SECONDS, failures, ids, look, new, successes, take, until
@@ -134,7 +134,7 @@ async def test_a_reservation_cancelled_around_its_delivery_gives_its_tasks_back(
         while rows(path)[0]["status"] == "pending":
             assert time.monotonic() < deadline
         passed = threading.Event()
-        backend._connected().post(Job(lambda *_: passed.set()))
+        backend._connected().post(ReadJob(lambda *_: passed.set()))
         assert passed.wait(DEADLINE_SECONDS)
         if delivered:
             asyncio.get_running_loop().call_soon(reserving.cancel)

@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import math
 import os
-import sqlite3
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import get_args
@@ -15,24 +12,26 @@ from typing import get_args
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.sqlite import queries
-from sitq.backends.sqlite.changes import Change, Finish, Prune, Release, Renew, Reserve, StoreTask
-from sitq.backends.sqlite.connection import Connection, Durability, Job
+from sitq.backends.sqlite.batch import Durability
+from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
-from sitq.backends.sqlite.settings import settle_retention
-from sitq.backends.sqlite.statements import Notes
+from sitq.backends.sqlite.jobs import (
+    DUE,
+    EnqueueJob,
+    ReadJob,
+    RecordJob,
+    ReleaseJob,
+    RenewJob,
+    ReserveJob,
+    ReserveState,
+    Topic,
+    micros,
+)
+from sitq.backends.sqlite.pruning import Pruning
+from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import (
-    NewTask,
-    Outcome,
-    Reservation,
-    ReservedTask,
-    Result,
-    Status,
-    new_claim,
-    now_seconds,
-    to_micros,
-)
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -40,28 +39,6 @@ BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 LARGEST_PAYLOAD_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
-
-PRUNE_PAUSE_SECONDS = 5.0
-DUE = (None,)
-"""What is announced when tasks became due; what ended is announced by its id."""
-
-
-MAX_PRUNED_PER_RESERVATION = 200
-
-
-def _micros(seconds: float) -> int:
-    return int(seconds * 1_000_000)
-
-
-def _stored(now: int, tasks: Sequence[NewTask]) -> Iterator[StoreTask]:
-    for task in tasks:
-        due = now + _micros(task.delay or 0) if task.eta is None else max(now, to_micros(task.eta))
-        yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
-
-
-def _finished(outcomes: Sequence[Outcome], status: Status) -> Iterator[Finish]:
-    for task, result, error, traceback, *_ in outcomes:
-        yield Finish(task.key, task.claim, status, result, error, traceback)
 
 
 class SQLiteBackend(Inspection):
@@ -103,7 +80,7 @@ class SQLiteBackend(Inspection):
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
-        self._retention_chosen = retention is not DEFAULT_RETENTION
+        retention_chosen = retention is not DEFAULT_RETENTION
         if isinstance(retention, timedelta):
             retention = retention.total_seconds()
         path = os.fspath(path)
@@ -113,7 +90,8 @@ class SQLiteBackend(Inspection):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        self._retention = None if retention is None else _micros(check_seconds("retention", retention))
+        kept = None if retention is None else micros(check_seconds("retention", retention))
+        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, most=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
@@ -122,8 +100,6 @@ class SQLiteBackend(Inspection):
         self._lock = threading.Lock()
         self._users = 0
         self._connection: Connection | None = None
-        self._retention_micros, self._prune_at = 0, math.inf  # on the monotonic clock; as the file has it, once open
-        self._more_is_due = False
         _forks.begin_anew_in_child(self._begin_in_child)
 
     def _begin_in_child(self) -> None:
@@ -152,18 +128,15 @@ class SQLiteBackend(Inspection):
             self._users += 1
             if self._connection is None:
                 self._connection = Connection(
-                    self._path, self._durability, self._busy_timeout, self._clock, self._announce
+                    self._path, self._durability, self._busy_timeout, self._clock, self._notify
                 )
             connection = self._connection
         try:
             # The first job opens the file.
-            kept = await connection.call(
-                Job(lambda sqlite, *_: settle_retention(sqlite, self._retention, chosen=self._retention_chosen))
-            )
+            await connection.call(ReadJob(lambda sqlite, _: self._reserve_state.pruning.settle(sqlite)))
         except BaseException:
             await self.close()
             raise
-        self._retention_micros, self._prune_at = kept or 0, math.inf if kept is None else 0.0
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""
@@ -184,6 +157,11 @@ class SQLiteBackend(Inspection):
             ValueError: A payload is larger than ``max_payload_bytes``.
             BackendError: The file did not take them.
         """
+        self._check(tasks)
+        # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
+        await self._connected().call(EnqueueJob(tasks), on_queued=lambda: self._watchers.notify((DUE,)))
+
+    def _check(self, tasks: Sequence[NewTask]) -> None:
         for task in tasks:
             if len(task.payload) > self._max_payload_bytes:
                 raise ValueError(
@@ -191,92 +169,38 @@ class SQLiteBackend(Inspection):
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
                 )
-        await self._connected().call(
-            Job(lambda *_: None, lambda now: _stored(now, tasks), synced=True, announce=lambda _: DUE),
-            # Now, not after the commit: the worker's look queues right behind the insert.
-            on_queued=lambda: self._watchers.notify(DUE),
-        )
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        claim = new_claim()
-        until = 0
-
-        def may_prune(connection: sqlite3.Connection, now: int) -> bool:
-            return self._prunes_now() and queries.is_prunable(connection, now - self._retention_micros)
-
-        def wanted(connection: sqlite3.Connection, now: int) -> bool:
-            # Where the latest look brought all that was asked for, there is more: asking would only
-            # hand the interpreter lock to the loop, just when SQLite could have started beside it.
-            more, self._more_is_due = self._more_is_due, False
-            return more or queries.is_due(connection, now, alone) or may_prune(connection, now)
-
-        def changes(now: int) -> Iterator[Change]:
-            nonlocal until
-            until = now + _micros(lease)
-            yield Reserve(claim, until, limit, alone)
-            if self._prunes_now():
-                yield Prune(now - self._retention_micros, MAX_PRUNED_PER_RESERVATION, None)
-
-        def read(connection: sqlite3.Connection, now: int, notes: Notes) -> queries.Found:
-            if self._prunes_now() and not may_prune(connection, now):
-                self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-            found = queries.reserved(connection, now, limit, claim, until, notes)
-            self._more_is_due = len(found[0]) == limit
-            return found
-
-        found = await self._connected().call(
-            Job(read, changes, wanted=wanted, announce=lambda found: found[1].buried, on_abandoned=self._give_back)
-        )
-        return queries.to_reservation(found)
+        job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
+        return to_reservation(await self._connected().call(job))
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
-        return await self._connected().call(
-            Job(
-                lambda _, __, notes: queries.not_held(tasks, notes),
-                lambda now: (Renew(task.key, task.claim, now + _micros(lease)) for task in tasks),
-            )
-        )
+        return await self._connected().call(RenewJob(tasks, lease))
 
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records results; returns the tasks that were not held."""
-        return await self._finish("success", outcomes)
+        return await self._connected().call(RecordJob(outcomes, "success"))
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records errors; returns the tasks that were not held."""
-        return await self._finish("failed", outcomes)
-
-    async def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
-        return await self._connected().call(
-            Job(
-                lambda connection, _, notes: queries.not_recorded(connection, outcomes, status, notes),
-                lambda _: _finished(outcomes, status),
-                announce=lambda _: [outcome.task.task_id for outcome in outcomes],
-            )
-        )
+        return await self._connected().call(RecordJob(outcomes, "failed"))
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those not held."""
-        return await self._connected().call(self._releasing(tasks))
-
-    def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
-        return Job(
-            lambda _, __, notes: queries.not_held(tasks, notes),
-            lambda _: (Release(task.key, task.claim) for task in tasks),
-            announce=lambda _: DUE,
-        )
+        return await self._connected().call(ReleaseJob(tasks))
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Looks once for a task; ``None`` where there is no such task.
+        """Reads one task; ``None`` if there is no such task.
 
         Raises:
-            BackendCorruptError: Its row holds what sitq did not write.
+            BackendCorruptError: Its row is malformed.
         """
-        return await self._connected().call(Job(lambda connection, *_: queries.get_result(connection, task_id)))
+        return await self._connected().call(ReadJob(lambda sqlite, _: queries.get_result(sqlite, task_id)))
 
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
-        """Calls ``on_change`` when another look may find something; see :class:`~sitq.Backend`."""
+        """Calls ``on_change`` when there may be something new to find; see :class:`~sitq.Backend`."""
         return self._watchers.watching(on_change, task_id)
 
     def _connected(self) -> Connection:
@@ -285,17 +209,14 @@ class SQLiteBackend(Inspection):
         return self._connection
 
     def _find_ended(self, task_ids: Sequence[str], seen: Seen) -> asyncio.Future[tuple[Seen, Sequence[str]]]:
-        return self._connected().submit(Job(lambda connection, *_: queries.ended(connection, task_ids, seen)))
+        return self._connected().submit(ReadJob(lambda sqlite, _: queries.ended(sqlite, task_ids, seen)))
 
-    def _announce(self, topics: Collection[str | None]) -> None:
+    def _notify(self, topics: Collection[Topic]) -> None:
         self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)
 
-    def _give_back(self, found: queries.Found) -> None:
-        if found[0]:
+    def _give_back(self, found: Found) -> None:
+        if found.rows:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
-                self._connected().post(self._releasing(queries.to_reservation(found).tasks))
-
-    def _prunes_now(self) -> bool:
-        return time.monotonic() >= self._prune_at
+                self._connected().post(ReleaseJob(to_reservation(found).tasks))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sitq.backends.inspect import Counts, Finding, PayloadFormat, TaskDetails, TaskInfo
 from sitq.backends.sqlite import examination, mending
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import ReadJob
 from sitq.backends.sqlite.listing import Connected, Query, decoded, walk
 from sitq.backends.sqlite.statements import Row
 from sitq.errors import BackendCorruptError
@@ -62,7 +62,7 @@ class Inspection:
 
     async def counts(self: _Backend) -> Counts:
         """Counts the tasks, in one pass over the file. Half a second for a million of them."""
-        return await self._connected().call(Job(lambda connection, now, _: _counts(connection, now)))
+        return await self._connected().call(ReadJob(lambda connection, now: _counts(connection, now)))
 
     async def show(self: _Backend, task_id: str) -> TaskDetails | None:
         """Looks at one task; ``None`` where there is no such task.
@@ -70,11 +70,11 @@ class Inspection:
         Raises:
             BackendCorruptError: Its row holds what sitq did not write.
         """
-        return await self._connected().call(Job(lambda connection, *_: _show(connection, task_id)))
+        return await self._connected().call(ReadJob(lambda connection, _: _show(connection, task_id)))
 
     async def find_ids(self: _Backend, prefix: str, *, limit: int) -> Sequence[str]:
         """Returns the ids that begin with ``prefix``, in their order, up to ``limit`` of them."""
-        return await self._connected().call(Job(lambda connection, *_: _ids(connection, prefix, limit)))
+        return await self._connected().call(ReadJob(lambda connection, _: _ids(connection, prefix, limit)))
 
     async def retry(self: _Backend, task_ids: Sequence[str]) -> Sequence[str]:
         """Makes tasks pending again, due now; returns the ids of those. 500 in a transaction."""
@@ -100,7 +100,7 @@ class Inspection:
     async def payload_formats(self: _Backend, mark: bytes) -> Sequence[PayloadFormat]:
         """Counts the unfinished tasks by the format of their payload, and those that hold ``mark``."""
         rows = await self._connected().call(
-            Job(lambda connection, *_: connection.execute(_FORMATS, (mark,)).fetchall())
+            ReadJob(lambda connection, _: connection.execute(_FORMATS, (mark,)).fetchall())
         )
         return [PayloadFormat(*row) for row in rows]
 
@@ -110,7 +110,7 @@ class Inspection:
         Reads the whole file, and keeps other callers of this backend object waiting meanwhile.
         """
         path = self._path
-        return await self._connected().call(Job(lambda connection, now, _: examination.examine(connection, path, now)))
+        return await self._connected().call(ReadJob(lambda connection, now: examination.examine(connection, path, now)))
 
     async def list(
         self: _Backend,

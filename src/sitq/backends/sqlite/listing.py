@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import Job, ReadJob
 from sitq.backends.sqlite.statements import Row
 from sitq.models import FINISHED, Status
 
@@ -125,10 +125,10 @@ async def walk(connection: Connected, query: Query, columns: str, limit: int = 2
     found: list[Row] = []
     last: Row | None
     try:
-        search = await connection.call(Job(lambda sqlite, now, _: _begin(sqlite, now, query)))
+        search = await connection.call(ReadJob(lambda sqlite, now: _begin(sqlite, now, query)))
         while True:
             left = limit - len(found)
-            rows, last = await connection.call(Job(lambda sqlite, *_: search.piece(sqlite, columns, left)))  # noqa: B023
+            rows, last = await connection.call(ReadJob(lambda sqlite, _: search.piece(sqlite, columns, left)))  # noqa: B023
             found += rows
             if last is None or len(found) >= limit:
                 return found

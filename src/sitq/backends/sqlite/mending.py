@@ -10,11 +10,13 @@ from itertools import batched
 from typing import Literal
 
 from sitq.backends.sqlite.changes import Cancel, Prune, Retry
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import DUE, Job, ReadJob, Topic
 from sitq.backends.sqlite.listing import Connected
 from sitq.backends.sqlite.queries import is_prunable
 from sitq.backends.sqlite.statements import CAN_CANCEL, CAN_RETRY, Notes
 from sitq.models import new_claim
+
+type ByHand = Literal["retry", "cancel"]
 
 CHANGED_PER_TRANSACTION = 500
 """A million in one transaction kept the write lock for longer than others wait for it."""
@@ -25,9 +27,52 @@ _CAN = {
 }
 
 
-async def change(
-    connection: Connected, operation: Literal["retry", "cancel"], task_ids: Iterable[str]
-) -> Sequence[str]:
+class _ChangeJob(Job[Sequence[str]]):
+    """Retries or cancels tasks; returns the ids of those that were changed."""
+
+    writes = True
+    synced = True  # like an enqueue: what an operator was told must not be undone by a power cut
+
+    def __init__(self, operation: ByHand, task_ids: Sequence[str]) -> None:
+        super().__init__()
+        self._operation = operation
+        self._task_ids = task_ids
+        self._call = new_claim()
+
+    def changes(self, now: int) -> Iterator[Retry | Cancel]:
+        """Gives one for each task."""
+        for task_id in self._task_ids:
+            yield Retry(task_id, self._call) if self._operation == "retry" else Cancel(task_id, self._call)
+
+    def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> Sequence[str]:
+        """Returns those that were changed."""
+        return [task_id for task_id in self._task_ids if ("unchanged", task_id, self._call) not in notes]
+
+    def notifies(self, result: Sequence[str]) -> Iterable[Topic]:
+        """Wakes those who wait for one of the tasks, and workers."""
+        return [*result, DUE] if result else ()
+
+
+class _PruneJob(Job[int]):
+    """Deletes some tasks; returns how many."""
+
+    writes = True
+
+    def __init__(self, older_than: int) -> None:
+        super().__init__()
+        self._older_than = older_than
+        self._call = new_claim()
+
+    def changes(self, now: int) -> Iterable[Prune]:
+        """Gives one."""
+        return [Prune(now - self._older_than, CHANGED_PER_TRANSACTION, self._call)]
+
+    def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> int:
+        """Returns how many were deleted."""
+        return sum(count for kind, count, token in notes if (kind, token) == ("pruned", self._call))
+
+
+async def change(connection: Connected, operation: ByHand, task_ids: Iterable[str]) -> Sequence[str]:
     """Carries out ``operation`` for those tasks for which it can be done; returns their ids.
 
     Between two transactions other callers, of this process and of others, get their turn.
@@ -38,45 +83,23 @@ async def change(
     return done
 
 
-async def _change_piece(connection: Connected, operation: str, task_ids: Sequence[str]) -> Sequence[str]:
-    found = await connection.call(Job(lambda sqlite, now, _: _possible(sqlite, now, operation, task_ids)))
-    if not found:
-        return found
-    call = new_claim()
-
-    def changes(_: int) -> Iterator[Retry | Cancel]:
-        for task_id in found:
-            yield Retry(task_id, call) if operation == "retry" else Cancel(task_id, call)
-
-    def done(_: sqlite3.Connection, now: int, notes: Notes) -> Sequence[str]:
-        return [task_id for task_id in found if ("unchanged", task_id, call) not in notes]
-
-    # Synced like an enqueue: what an operator was told must not be undone by a power cut.
-    return await connection.call(Job(done, changes, synced=True, announce=lambda ids: [*ids, None] if ids else ()))
+async def _change_piece(connection: Connected, operation: ByHand, task_ids: Sequence[str]) -> Sequence[str]:
+    found = await connection.call(
+        ReadJob(lambda sqlite, now: [each for each in task_ids if _is_possible(sqlite, now, operation, each)])
+    )
+    return await connection.call(_ChangeJob(operation, found)) if found else found
 
 
-async def prune(connection: Connected, older_than: int) -> int:
-    """Deletes the tasks that finished more than ``older_than`` microseconds ago; returns how many."""
-    pruned = 0
-    while await connection.call(Job(lambda sqlite, now, _: is_prunable(sqlite, now - older_than))):
-        pruned += await connection.call(_pruning(older_than))
-    return pruned
-
-
-def _possible(sqlite: sqlite3.Connection, now: int, operation: str, task_ids: Sequence[str]) -> Sequence[str]:
-    return [task_id for task_id in task_ids if _is_possible(sqlite, now, operation, task_id)]
-
-
-def _is_possible(sqlite: sqlite3.Connection, now: int, operation: str, task_id: str) -> bool:
+def _is_possible(sqlite: sqlite3.Connection, now: int, operation: ByHand, task_id: str) -> bool:
     try:
         return sqlite.execute(_CAN[operation], (task_id, now)).fetchone() is not None
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return False
 
 
-def _pruning(older_than: int) -> Job[int]:
-    call = new_claim()
-    return Job(
-        lambda _, __, notes: sum(count for kind, count, token in notes if (kind, token) == ("pruned", call)),
-        lambda now: [Prune(now - older_than, CHANGED_PER_TRANSACTION, call)],
-    )
+async def prune(connection: Connected, older_than: int) -> int:
+    """Deletes the tasks that finished more than ``older_than`` microseconds ago; returns how many."""
+    pruned = 0
+    while await connection.call(ReadJob(lambda sqlite, now: is_prunable(sqlite, now - older_than))):
+        pruned += await connection.call(_PruneJob(older_than))
+    return pruned

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote
 
-from sitq.backends.sqlite.connection import Job
 from sitq.backends.sqlite.inspection import Inspection
+from sitq.backends.sqlite.jobs import Job
 from sitq.backends.sqlite.schema import _checked_version
 from sitq.backends.sqlite.statements import install
 from sitq.backends.sqlite.translation import translate
@@ -50,7 +50,7 @@ class Reader(Inspection):
             BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
             BackendVersionError: The file was written by a newer sitq.
         """
-        if job.changes:
+        if job.writes:
             raise BackendReadOnlyError(f"{self._path}: this user cannot write it")
         for _ in range(LOOKS):
             state, failure, found = self._state(), None, None
