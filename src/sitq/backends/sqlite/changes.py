@@ -29,9 +29,7 @@ Moments are microseconds since 1970 UTC. When the changes are made is the same f
 batch, and no field.
 """
 
-from typing import NamedTuple
-
-from sitq.models import Status
+from typing import Literal, NamedTuple
 
 
 class StoreTask(NamedTuple):
@@ -62,13 +60,20 @@ class Renew(NamedTuple):
     available_at: int
 
 
-class Finish(NamedTuple):
-    """Records how a task ended."""
+class Succeed(NamedTuple):
+    """Records a result."""
 
     id: int | str
     claim: int | str
-    status: Status
     result: bytes | None
+
+
+class Fail(NamedTuple):
+    """Records that a task ended without a result."""
+
+    id: int | str
+    claim: int | str
+    status: Literal["failed", "cancelled"]
     error: str | None
     traceback: str | None
 
@@ -102,4 +107,4 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Finish | Release | Prune | Retry | Cancel
+type Change = StoreTask | Reserve | Renew | Succeed | Fail | Release | Prune | Retry | Cancel

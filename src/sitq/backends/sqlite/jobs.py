@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast
 
 from sitq.backends.sqlite import queries
-from sitq.backends.sqlite.changes import Change, Finish, Prune, Release, Renew, Reserve, StoreTask
+from sitq.backends.sqlite.changes import Change, Fail, Prune, Release, Renew, Reserve, StoreTask, Succeed
 from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
@@ -237,11 +237,14 @@ class RecordJob(Job[list[ReservedTask]]):
         self._outcomes = outcomes
         self._status = status
 
-    def changes(self, now: int) -> Iterator[Finish]:
+    def changes(self, now: int) -> Iterator[Succeed | Fail]:
         """Gives one for each outcome."""
-        status = self._status
-        for task, result, error, traceback, *_ in self._outcomes:
-            yield Finish(task.key, task.claim, status, result, error, traceback)
+        if self._status == "success":
+            for task, result, *_ in self._outcomes:
+                yield Succeed(task.key, task.claim, result)
+        else:
+            for task, _, error, traceback, *_ in self._outcomes:
+                yield Fail(task.key, task.claim, "failed", error, traceback)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
         """Returns the tasks whose outcome is not recorded."""

@@ -22,15 +22,15 @@ pruned       how many     call      so many tasks were deleted
 View, triggers and table belong to the connection, not to the file.
 """
 
+import functools
 import itertools
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite.changes import Cancel, Change, Finish, Prune, Release, Renew, Reserve, Retry, StoreTask
+from sitq.backends.sqlite.changes import Cancel, Change, Fail, Prune, Release, Renew, Reserve, Retry, StoreTask, Succeed
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
@@ -94,9 +94,14 @@ RENEW = f"""
 
 # A finished row keeps its claim: so an outcome that was recorded although its commit seemed to
 # fail is told from one that came too late.
-FINISH = f"""
-    UPDATE tasks SET status = NEW.status, finished_at = NEW.now,
-        result = NEW.result, error = NEW.error, traceback = NEW.traceback
+SUCCEED = f"""
+    UPDATE tasks SET status = 'success', finished_at = NEW.now, result = NEW.result, error = NULL, traceback = NULL
+        WHERE {_IS_HELD};
+    {_NOTE_NOT_HELD}
+"""
+
+FAIL = f"""
+    UPDATE tasks SET status = NEW.status, finished_at = NEW.now, error = NEW.error, traceback = NEW.traceback
         WHERE {_IS_HELD};
     {_NOTE_NOT_HELD}
 """
@@ -130,50 +135,61 @@ _SQL: dict[type[Change], str] = {
     StoreTask: STORE_TASK,
     Reserve: RESERVE,
     Renew: RENEW,
-    Finish: FINISH,
+    Succeed: SUCCEED,
+    Fail: FAIL,
     Release: RELEASE,
     Prune: PRUNE,
     Retry: RETRY,
     Cancel: CANCEL,
 }
-_OF_A_WORKER: frozenset[type[Change]] = frozenset({Reserve, Renew, Finish, Release, Prune})
-_SELDOM: frozenset[type[Change]] = frozenset({Retry, Cancel})
+_SELDOM: frozenset[type[Change]] = frozenset({Release, Retry, Cancel})
 """Each trigger of the view is called for each row, if only to look at its condition: these are made when
 one of these changes is made for the first time."""
 
+_COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 
-@dataclass(frozen=True)
+
 class _Layout:
-    """An INSERT that takes some of the columns of ``change``: what is not bound costs nothing.
+    """The INSERT for changes of some kinds, which names the columns that these have: the others cost nothing.
 
-    Attributes:
-        columns: The names of the columns, beside ``now``, which is bound once for all rows.
-        spread: Returns the values in the order of the columns, from a record with a ``None`` and the
-            operation's name behind it; by the class of the record.
-        statements: The INSERT by the number of rows.
+    Args:
+        kinds: The classes of the records.
     """
 
-    columns: tuple[str, ...]
-    spread: dict[type[Change], Any]
-    statements: dict[int, str]
+    def __init__(self, kinds: frozenset[type[Change]]) -> None:
+        # The fields of the largest one first: its values need not be put into another order.
+        by_size = sorted(kinds, key=lambda kind: (-len(kind._fields), kind.__name__))
+        columns = [*dict.fromkeys(field for kind in by_size for field in kind._fields), "operation"]
+        row = f"(?1, {', '.join('?' * len(columns))})"  # the first parameter is the time, once for all rows
+        start = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
+        self._statements = {count: f"{start} {', '.join([row] * count)}" for count in ROW_COUNTS}
+        self._no_change = (None,) * len(columns)
+        self._rows = {kind: self._row_of(kind, columns) for kind in kinds}
+
+    @staticmethod
+    def _row_of(kind: type[Change], columns: list[str]) -> tuple[tuple[str | None, ...], Any]:
+        """Returns what to put behind the values of a record, and what puts them in order unless they are."""
+        fields = kind._fields
+        if fields == tuple(columns[: len(fields)]):
+            return (None,) * (len(columns) - len(fields) - 1) + (kind.__name__,), None
+        places = {name: place for place, name in enumerate((*fields, "operation"))}
+        none = len(places)
+        return (kind.__name__, None), itemgetter(*(places.get(column, none) for column in columns))
+
+    def execute(self, connection: sqlite3.Connection, now: int, changes: list[Change]) -> None:
+        """Carries the changes out."""
+        count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(changes))]
+        values: list[Any] = [now]
+        for change in changes:
+            tail, in_order = self._rows[type(change)]
+            values += change + tail if in_order is None else in_order(change + tail)
+        values += self._no_change * (count - len(changes))
+        connection.execute(self._statements[count], values)
 
 
-def _layout(kinds: Iterable[type[Change]]) -> _Layout:
-    kinds = tuple(kinds)
-    columns = tuple(dict.fromkeys(["operation", *(field for kind in kinds for field in kind._fields)]))
-    spread = {}
-    for kind in kinds:
-        places = {name: place for place, name in enumerate((*kind._fields, None, "operation"))}
-        spread[kind] = itemgetter(*(places.get(column, places[None]) for column in columns))
-    row = f"(?1, {', '.join('?' * len(columns))})"
-    insert = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
-    return _Layout(columns, spread, {count: f"{insert} {', '.join([row] * count)}" for count in ROW_COUNTS})
+_layout = functools.cache(_Layout)
 
-
-# Not a layout for each set of operations: every one of their statements would have to be prepared.
-_WORKER_LAYOUT = _layout(sorted(_OF_A_WORKER, key=lambda kind: kind.__name__))
-_WHOLE_LAYOUT = _layout(_SQL)
-_TAILS: dict[type[Change], tuple[None, str]] = {kind: (None, kind.__name__) for kind in _SQL}
+_ONLY_STORED: frozenset[type[Change]] = frozenset({StoreTask})
 
 # Tasks that are stored and nothing else need no trigger, which is a third cheaper.
 _STORE_TASKS = {
@@ -204,7 +220,7 @@ def install(connection: sqlite3.Connection) -> None:
     """Makes the view and its triggers, in memory, for this connection."""
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("CREATE TEMP TABLE note (kind, subject, token)")
-    nulls = ", ".join(f"NULL AS {column}" for column in ("now", *_WHOLE_LAYOUT.columns))
+    nulls = ", ".join(f"NULL AS {column}" for column in _COLUMNS)
     connection.execute(f"CREATE TEMP VIEW change AS SELECT {nulls}")
     for kind in _SQL:
         if kind not in _SELDOM:
@@ -270,24 +286,20 @@ def _pieces(changes: Iterable[Change]) -> Iterator[list[Change]]:
 
 def _length(change: Change) -> int:
     """Returns the number of bytes of what may be large."""
-    if type(change) is StoreTask:
-        return len(change.payload)
-    return len(change.result or b"") if type(change) is Finish else 0
+    if type(change) is Succeed:
+        return len(change.result or b"")
+    return len(change.payload) if type(change) is StoreTask else 0
 
 
 def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> bool:
     """Carries out up to a statement's worth of changes; returns whether they only stored tasks."""
-    kinds = set(map(type, changes))
-    count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(changes))]
-    if kinds == {StoreTask}:
-        sql, rows, width = _STORE_TASKS[count], changes, len(StoreTask._fields)
-    else:
-        for kind in kinds & _SELDOM:
-            _install_trigger(connection, kind)
-        layout = _WORKER_LAYOUT if kinds <= _OF_A_WORKER else _WHOLE_LAYOUT
-        spread = layout.spread
-        rows = [spread[type(change)](change + _TAILS[type(change)]) for change in changes]
-        sql, width = layout.statements[count], len(layout.columns)
-    filling = (None,) * (width * (count - len(rows)))
-    connection.execute(sql, [now, *itertools.chain.from_iterable(rows), *filling])
-    return kinds == {StoreTask}
+    kinds = frozenset(map(type, changes))
+    if kinds == _ONLY_STORED:
+        count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(changes))]
+        no_task = (None,) * (len(StoreTask._fields) * (count - len(changes)))
+        connection.execute(_STORE_TASKS[count], [now, *itertools.chain.from_iterable(changes), *no_task])
+        return True
+    for kind in kinds & _SELDOM:
+        _install_trigger(connection, kind)
+    _layout(kinds).execute(connection, now, changes)
+    return False
