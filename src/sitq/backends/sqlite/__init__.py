@@ -31,7 +31,7 @@ from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
+from sitq.models import Extras, NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -39,6 +39,9 @@ BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 LARGEST_PAYLOAD_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
+
+
+_NO_EXTRAS = Extras()
 
 
 class SQLiteBackend(Inspection):
@@ -155,7 +158,7 @@ class SQLiteBackend(Inspection):
 
         Raises:
             ValueError: A payload is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them.
+            BackendError: The file did not take them, or one of them asks for a queue or a priority.
         """
         self._check(tasks)
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
@@ -168,6 +171,11 @@ class SQLiteBackend(Inspection):
                     f"the call of {task.name} takes {len(task.payload)} bytes, more than the "
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
+                )
+            if task.extras is not None and task.extras != _NO_EXTRAS:
+                raise BackendError(
+                    f"{self._path}: this backend has no named queues and priorities yet, and {task.name} "
+                    f"asks for {task.extras}; nothing was stored"
                 )
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:

@@ -4,22 +4,34 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from math import inf
 from typing import NamedTuple
 
-from sitq.backends.sqlite.statements import DUE, LAST, LAST_OR_SPENT, OLD, OLDEST_FIRST, SPENT, Notes, Row, fetch_all
+from sitq.backends.sqlite.statements import (
+    DUE_ROWS,
+    LAST_OR_SPENT_ROWS,
+    LAST_ROWS,
+    OLD_ROWS,
+    OLDEST_FIRST,
+    SPENT_ROWS,
+    Notes,
+    Row,
+    fetch_all,
+)
 from sitq.errors import BackendCorruptError
 from sitq.models import EPOCH, FINISHED, STATUSES, Outcome, Reservation, ReservedTask, Result, Status, from_micros
 
 _HEADS = "SELECT " + ", ".join(
-    f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)" for some in (DUE, LAST, SPENT)
+    f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
+    for some in (DUE_ROWS, LAST_ROWS, SPENT_ROWS)
 )
 _RESERVED = " UNION ALL ".join(
     f"""
-    SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at
+    SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at, failures
         FROM {some} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
     """
-    for some in (DUE, LAST_OR_SPENT)
+    for some in (DUE_ROWS, LAST_OR_SPENT_ROWS)
 )
 _IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ?"
 _GET = """
@@ -36,10 +48,12 @@ class Found(NamedTuple):
     """What a reservation found.
 
     Attributes:
+        now: When it was made, in microseconds.
         rows: Its tasks as SQLite gives them.
         reservation: The rest, as the contract has it.
     """
 
+    now: int
     rows: list[Row]
     reservation: Reservation
 
@@ -60,7 +74,7 @@ def is_due(connection: sqlite3.Connection, now: int, alone: bool) -> bool:
 
 def is_prunable(connection: sqlite3.Connection, finished_before: int) -> bool:
     """Whether there is anything to prune."""
-    sql = f"SELECT 1 FROM {OLD} AND finished_at < ? LIMIT 1"
+    sql = f"SELECT 1 FROM {OLD_ROWS} AND finished_at < ? LIMIT 1"
     return connection.execute(sql, (finished_before,)).fetchone() is not None
 
 
@@ -74,18 +88,19 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
         next_due_in=None if ahead == inf else (ahead - now) / 1_000_000,
         last_attempt_waiting=last <= now and last <= due,
     )
-    return Found(rows, reservation)
+    return Found(now, rows, reservation)
 
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next batch."""
-    rows, reservation = found
+    now, rows, reservation = found
     rows.sort()  # by the end of the lease, which keeps the order
-    return replace(reservation, tasks=[_reserved(row) for row in rows])
+    started_at = from_micros(now)
+    return replace(reservation, tasks=[_reserved(row, started_at) for row in rows])
 
 
-def _reserved(row: Row) -> ReservedTask:
-    _, key, claim, task_id, payload, name, format_, attempt, max_attempts, micros = row
+def _reserved(row: Row, started_at: datetime) -> ReservedTask:
+    _, key, claim, task_id, payload, name, format_, attempt, max_attempts, micros, failures = row
     # A malformed row must not strand all tasks of the reservation.
     try:
         enqueued_at = from_micros(micros)
@@ -95,7 +110,11 @@ def _reserved(row: Row) -> ReservedTask:
         attempt = 1
     if not isinstance(max_attempts, int):
         max_attempts = attempt + 1
-    return ReservedTask(key, claim, task_id, payload, name, format_, attempt, max_attempts, enqueued_at)
+    if not isinstance(failures, int):
+        failures = 0
+    return ReservedTask(
+        key, claim, task_id, payload, name, format_, attempt, max_attempts, enqueued_at, failures, started_at
+    )
 
 
 def not_held(tasks: Iterable[ReservedTask], notes: Notes) -> list[ReservedTask]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import Job
-from sitq.backends.sqlite.schema import _checked_version
+from sitq.backends.sqlite.schema import SCHEMA_VERSION, _checked_version
 from sitq.backends.sqlite.statements import install
 from sitq.backends.sqlite.translation import translate
 from sitq.errors import BackendReadOnlyError, BackendUnavailableError
@@ -79,7 +79,12 @@ class Reader(Inspection):
         uri = f"file:{quote(os.fsencode(self._path))}?mode=ro&{how}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
-            _checked_version(connection, self._path)
+            version = _checked_version(connection, self._path)
+            if 0 < version < SCHEMA_VERSION:
+                raise BackendReadOnlyError(
+                    f"{self._path} has schema version {version}, this sitq reads version {SCHEMA_VERSION}, and this "
+                    "user cannot write the file: have a user open it once who can"
+                )
             install(connection)  # in memory: what would change something finds its view, and is refused above
             return job.read(connection, int(self._clock() * 1_000_000), frozenset())
         finally:

@@ -44,11 +44,13 @@ MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
 # The live rows, by what their next attempt would be (see schema.py).
-DUE = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1"
-LAST_OR_SPENT = "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1"
-LAST = f"{LAST_OR_SPENT} AND max_attempts > attempt"
-SPENT = "tasks INDEXED BY tasks_spent WHERE finished_at IS NULL AND max_attempts <= attempt"
-OLD = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
+DUE_ROWS = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND queue IS NULL AND max_attempts > attempt + 1"
+LAST_OR_SPENT_ROWS = (
+    "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND queue IS NULL AND max_attempts <= attempt + 1"
+)
+LAST_ROWS = f"{LAST_OR_SPENT_ROWS} AND max_attempts > attempt"
+SPENT_ROWS = "tasks INDEXED BY tasks_spent WHERE finished_at IS NULL AND max_attempts <= attempt"
+OLD_ROWS = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
 OLDEST_FIRST = "ORDER BY available_at, id"
 
 # An abandoned task is one whose lease is over: its worker is gone, or will find its claim gone.
@@ -71,18 +73,18 @@ STORE_TASK = """
 # in which the tasks were due: that is how the order is read back.
 RESERVE = f"""
     INSERT INTO note SELECT 'buried', task_id, NEW.claim
-        FROM {SPENT} AND available_at <= NEW.now
+        FROM {SPENT_ROWS} AND available_at <= NEW.now
         {OLDEST_FIRST} LIMIT {MAX_BURIED_PER_RESERVATION};
     UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
         error = 'WorkerDiedError: each of ' || attempt || ' attempts ended with the death of its '
             || 'worker, or with a lease that was not renewed; the last one ran alone'
         WHERE task_id IN (SELECT subject FROM note WHERE kind = 'buried' AND token = NEW.claim);
     UPDATE tasks SET {_START}, available_at = NEW.available_at
-        WHERE NEW.alone AND available_at <= ifnull((SELECT min(available_at) FROM {DUE}), available_at)
-        AND id = (SELECT id FROM {LAST} AND available_at <= NEW.now {OLDEST_FIRST} LIMIT 1);
+        WHERE NEW.alone AND available_at <= ifnull((SELECT min(available_at) FROM {DUE_ROWS}), available_at)
+        AND id = (SELECT id FROM {LAST_ROWS} AND available_at <= NEW.now {OLDEST_FIRST} LIMIT 1);
     UPDATE tasks SET {_START}, available_at = NEW.available_at + oldest.n
         FROM (SELECT id AS key, row_number() OVER ({OLDEST_FIRST}) AS n FROM (
-            SELECT id, available_at FROM {DUE} AND available_at <= NEW.now
+            SELECT id, available_at FROM {DUE_ROWS} AND available_at <= NEW.now
             {OLDEST_FIRST} LIMIT NEW.max_rows)) AS oldest
         WHERE tasks.id = oldest.key AND changes() = 0;
 """
@@ -114,7 +116,7 @@ RELEASE = f"""
 """
 
 PRUNE = f"""
-    DELETE FROM tasks WHERE id IN (SELECT id FROM {OLD} AND finished_at < NEW.finished_before LIMIT NEW.max_rows);
+    DELETE FROM tasks WHERE id IN (SELECT id FROM {OLD_ROWS} AND finished_at < NEW.finished_before LIMIT NEW.max_rows);
     INSERT INTO note SELECT 'pruned', changes(), NEW.call WHERE NEW.call IS NOT NULL;
 """
 
