@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
+from sitq.backends.endings import Ending
 from sitq.backends.sqlite import queries
 from sitq.backends.sqlite.batch import Durability
 from sitq.backends.sqlite.connection import Connection
@@ -117,6 +118,11 @@ class SQLiteBackend(Inspection):
         """The largest payload or result, in bytes."""
         return self._max_payload_bytes
 
+    @property
+    def endings(self) -> frozenset[Ending]:
+        """All that an outcome can say: see :class:`~sitq.backends.endings.Endings`."""
+        return frozenset({"retry", "cancel", "then"})
+
     async def connect(self) -> None:
         """Opens the file, or counts one more user of it where it is open.
 
@@ -164,7 +170,7 @@ class SQLiteBackend(Inspection):
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
         await self._connected().call(EnqueueJob(tasks), on_queued=lambda: self._watchers.notify((DUE,)))
 
-    def _check(self, tasks: Sequence[NewTask]) -> None:
+    def _check(self, tasks: Iterable[NewTask]) -> None:
         for task in tasks:
             if len(task.payload) > self._max_payload_bytes:
                 raise ValueError(
@@ -188,11 +194,23 @@ class SQLiteBackend(Inspection):
         return await self._connected().call(RenewJob(tasks, lease))
 
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        """Records results; returns the tasks that were not held."""
+        """Records results; returns the tasks that were not held.
+
+        Raises:
+            ValueError: The payload of a task that is to be stored as well is larger than ``max_payload_bytes``.
+            BackendError: The file did not take them, or such a task asks for a queue or a priority.
+        """
+        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
         return await self._connected().call(RecordJob(outcomes, "success"))
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        """Records errors; returns the tasks that were not held."""
+        """Records errors, retries and cancellations; returns the tasks that were not held.
+
+        Raises:
+            ValueError: As for :meth:`mark_success`.
+            BackendError: As for :meth:`mark_success`.
+        """
+        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
         return await self._connected().call(RecordJob(outcomes, "failed"))
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:

@@ -78,6 +78,30 @@ class Fail(NamedTuple):
     traceback: str | None
 
 
+class RetryLater(NamedTuple):
+    """Makes a task that raised pending again, by a policy: a raise is not the death of a worker."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+    error: str | None
+    traceback: str | None
+    counts: bool
+
+
+class StoreThen(NamedTuple):
+    """Stores a task if another one, of which ``id`` and ``claim`` are, is held."""
+
+    id: int | str
+    claim: int | str
+    task_id: str
+    name: str
+    format: str
+    payload: bytes
+    max_attempts: int
+    available_at: int
+
+
 class Release(NamedTuple):
     """Gives a task back, due at once and the attempt unspent."""
 
@@ -107,4 +131,4 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Succeed | Fail | Release | Prune | Retry | Cancel
+type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel

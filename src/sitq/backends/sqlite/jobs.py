@@ -4,10 +4,22 @@ import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, cast
+from datetime import UTC, datetime
+from typing import Final, Literal, cast
 
 from sitq.backends.sqlite import queries
-from sitq.backends.sqlite.changes import Change, Fail, Prune, Release, Renew, Reserve, StoreTask, Succeed
+from sitq.backends.sqlite.changes import (
+    Change,
+    Fail,
+    Prune,
+    Release,
+    Renew,
+    Reserve,
+    RetryLater,
+    StoreTask,
+    StoreThen,
+    Succeed,
+)
 from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
@@ -17,6 +29,9 @@ type Topic = str | None
 """What somebody may wait for: that the task with this id has ended, or that tasks are due."""
 
 DUE: Final[Topic] = None
+
+MAX_MOMENT = to_micros(datetime.max.replace(tzinfo=UTC))
+"""The last moment that a datetime can hold, in microseconds."""
 
 
 def micros(seconds: float) -> int:
@@ -93,6 +108,12 @@ class ReadJob[T](Job[T]):
         return self._query(sqlite, now)
 
 
+def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
+    for task in tasks:
+        due = now + micros(task.delay or 0) if task.eta is None else max(now, to_micros(task.eta))
+        yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+
+
 class EnqueueJob(Job[None]):
     """Stores all of ``tasks`` or none, in this order."""
 
@@ -105,9 +126,7 @@ class EnqueueJob(Job[None]):
 
     def changes(self, now: int) -> Iterator[StoreTask]:
         """Gives one for each task."""
-        for task in self._tasks:
-            due = now + micros(task.delay or 0) if task.eta is None else max(now, to_micros(task.eta))
-            yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+        return _records(self._tasks, now)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> None:
         """Returns nothing."""
@@ -232,24 +251,47 @@ class RecordJob(Job[list[ReservedTask]]):
 
     writes = True
 
-    def __init__(self, outcomes: Sequence[Outcome], status: Status) -> None:
+    def __init__(self, outcomes: Sequence[Outcome], status: Literal["success", "failed"]) -> None:
         super().__init__()
         self._outcomes = outcomes
-        self._status = status
+        self._status: Literal["success", "failed"] = status
 
-    def changes(self, now: int) -> Iterator[Succeed | Fail]:
-        """Gives one for each outcome."""
-        if self._status == "success":
-            for task, result, *_ in self._outcomes:
+    def changes(self, now: int) -> Iterator[Change]:
+        """Gives one for each outcome, and before it one for each task that is stored with it."""
+        for outcome in self._outcomes:
+            task, result, error, traceback, retry_in, counts, cancelled, then = outcome
+            if then:
+                for record in _records(then, now):
+                    yield StoreThen(task.key, task.claim, *record)
+            if retry_in is not None:
+                due = min(now + micros(retry_in), MAX_MOMENT)
+                yield RetryLater(task.key, task.claim, due, error, traceback, counts)
+            elif cancelled:
+                yield Fail(task.key, task.claim, "cancelled", error, traceback)
+            elif self._status == "success":
                 yield Succeed(task.key, task.claim, result)
-        else:
-            for task, _, error, traceback, *_ in self._outcomes:
+            else:
                 yield Fail(task.key, task.claim, "failed", error, traceback)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
-        """Returns the tasks whose outcome is not recorded."""
-        return queries.not_recorded(sqlite, self._outcomes, self._status, notes)
+        """Returns the tasks that were not held, unless the same outcome had been recorded by an earlier try."""
+        if not notes:
+            return []
+        return [
+            outcome.task
+            for outcome in self._outcomes
+            if ("not held", outcome.task.key, outcome.task.claim) in notes
+            and not queries.is_recorded(sqlite, outcome.task, self._status_after(outcome))
+        ]
 
     def notifies(self, result: list[ReservedTask]) -> Iterable[Topic]:
-        """Wakes those who wait for the tasks."""
-        return [outcome.task.task_id for outcome in self._outcomes]
+        """Wakes those who wait for tasks that have ended, and workers if there is something new to do."""
+        topics: list[Topic] = [outcome.task.task_id for outcome in self._outcomes if outcome.retry_in is None]
+        if len(topics) < len(self._outcomes) or any(outcome.then for outcome in self._outcomes):
+            topics.append(DUE)
+        return topics
+
+    def _status_after(self, outcome: Outcome) -> Status:
+        if outcome.retry_in is not None:
+            return "pending"
+        return "cancelled" if outcome.cancelled else self._status

@@ -20,7 +20,7 @@ from sitq.backends.sqlite.statements import (
     fetch_all,
 )
 from sitq.errors import BackendCorruptError
-from sitq.models import EPOCH, FINISHED, STATUSES, Outcome, Reservation, ReservedTask, Result, Status, from_micros
+from sitq.models import EPOCH, FINISHED, STATUSES, Reservation, ReservedTask, Result, Status, from_micros
 
 _HEADS = "SELECT " + ", ".join(
     f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
@@ -124,15 +124,9 @@ def not_held(tasks: Iterable[ReservedTask], notes: Notes) -> list[ReservedTask]:
     return [task for task in tasks if ("not held", task.key, task.claim) in notes]
 
 
-def not_recorded(
-    connection: sqlite3.Connection, outcomes: Sequence[Outcome], status: Status, notes: Notes
-) -> list[ReservedTask]:
-    """Returns the tasks that were not held, unless the same outcome had been recorded by an earlier try."""
-    return [
-        task
-        for task in not_held((outcome.task for outcome in outcomes), notes)
-        if not connection.execute(_IS_RECORDED, (task.key, task.claim, status)).fetchone()
-    ]
+def is_recorded(connection: sqlite3.Connection, task: ReservedTask, status: Status) -> bool:
+    """Whether the claim of ``task`` was the last one, and left it in ``status``."""
+    return connection.execute(_IS_RECORDED, (task.key, task.claim, status)).fetchone() is not None
 
 
 def ended(connection: sqlite3.Connection, task_ids: Sequence[str], seen: object) -> tuple[object, Sequence[str]]:

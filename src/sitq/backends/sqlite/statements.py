@@ -30,7 +30,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite.changes import Cancel, Change, Fail, Prune, Release, Renew, Reserve, Retry, StoreTask, Succeed
+from sitq.backends.sqlite.changes import (
+    Cancel,
+    Change,
+    Fail,
+    Prune,
+    Release,
+    Renew,
+    Reserve,
+    Retry,
+    RetryLater,
+    StoreTask,
+    StoreThen,
+    Succeed,
+)
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
@@ -58,7 +71,7 @@ _ABANDONED = "(status = 'in_progress' AND available_at <= {now})"
 CAN_RETRY = f"(status IN ('failed', 'cancelled') OR {_ABANDONED})"
 CAN_CANCEL = f"(finished_at IS NULL AND (status = 'pending' OR {_ABANDONED}))"
 
-_IS_HELD = "id = NEW.id AND claim = NEW.claim AND finished_at IS NULL"
+_IS_HELD = "id = NEW.id AND claim = NEW.claim AND status = 'in_progress'"
 _NOTE_NOT_HELD = "INSERT INTO note SELECT 'not held', NEW.id, NEW.claim WHERE changes() = 0;"
 _NOTE_UNCHANGED = "INSERT INTO note SELECT 'unchanged', NEW.task_id, NEW.call WHERE changes() = 0;"
 _START = "status = 'in_progress', attempt = attempt + 1, claim = NEW.claim, started_at = NEW.now"
@@ -76,8 +89,10 @@ RESERVE = f"""
         FROM {SPENT_ROWS} AND available_at <= NEW.now
         {OLDEST_FIRST} LIMIT {MAX_BURIED_PER_RESERVATION};
     UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
-        error = 'WorkerDiedError: each of ' || attempt || ' attempts ended with the death of its '
-            || 'worker, or with a lease that was not renewed; the last one ran alone'
+        error = 'WorkerDiedError: each of ' || (attempt - failures) || ' attempts'
+            || iif(failures, ', beside ' || failures || ' that raised,', '') || ' ended with the death of its '
+            || 'worker, or with a lease that was not renewed; the last one ran alone',
+        traceback = NULL
         WHERE task_id IN (SELECT subject FROM note WHERE kind = 'buried' AND token = NEW.claim);
     UPDATE tasks SET {_START}, available_at = NEW.available_at
         WHERE NEW.alone AND available_at <= ifnull((SELECT min(available_at) FROM {DUE_ROWS}), available_at)
@@ -94,8 +109,8 @@ RENEW = f"""
     {_NOTE_NOT_HELD}
 """
 
-# A finished row keeps its claim: so an outcome that was recorded although its commit seemed to
-# fail is told from one that came too late.
+# A finished row keeps its claim, and so does one that waits to be retried: so an outcome that was recorded
+# although its commit seemed to fail is told from one that came too late. No such row is held, by its status.
 SUCCEED = f"""
     UPDATE tasks SET status = 'success', finished_at = NEW.now, result = NEW.result, error = NULL, traceback = NULL
         WHERE {_IS_HELD};
@@ -106,6 +121,23 @@ FAIL = f"""
     UPDATE tasks SET status = NEW.status, finished_at = NEW.now, error = NEW.error, traceback = NEW.traceback
         WHERE {_IS_HELD};
     {_NOTE_NOT_HELD}
+"""
+
+# The run has ended without harm to its worker. So one more is permitted, and the number of deaths that the
+# task may still suffer, max_attempts - attempt, is what it was.
+RETRY_LATER = f"""
+    UPDATE tasks SET status = 'pending', available_at = NEW.available_at, max_attempts = max_attempts + 1,
+        failures = failures + NEW.counts, error = NEW.error, traceback = NEW.traceback
+        WHERE {_IS_HELD};
+    {_NOTE_NOT_HELD}
+"""
+
+# Before the record of the outcome, which ends the claim: recorded again, the outcome stores nothing. An id
+# that is taken must not keep the outcomes of other tasks from being recorded.
+STORE_THEN = f"""
+    INSERT OR IGNORE INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
+    SELECT NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now
+        WHERE EXISTS (SELECT 1 FROM tasks WHERE {_IS_HELD});
 """
 
 RELEASE = f"""
@@ -121,8 +153,9 @@ PRUNE = f"""
 """
 
 RETRY = f"""
-    UPDATE tasks SET status = 'pending', attempt = 0, available_at = NEW.now, started_at = NULL,
-        finished_at = NULL, claim = NULL, result = NULL, error = NULL, traceback = NULL
+    UPDATE tasks SET status = 'pending', attempt = 0, max_attempts = max(1, max_attempts - failures), failures = 0,
+        available_at = NEW.now, started_at = NULL, finished_at = NULL, claim = NULL,
+        result = NULL, error = NULL, traceback = NULL
         WHERE task_id = NEW.task_id AND {CAN_RETRY.format(now="NEW.now")};
     {_NOTE_UNCHANGED}
 """
@@ -139,12 +172,14 @@ _SQL: dict[type[Change], str] = {
     Renew: RENEW,
     Succeed: SUCCEED,
     Fail: FAIL,
+    RetryLater: RETRY_LATER,
+    StoreThen: STORE_THEN,
     Release: RELEASE,
     Prune: PRUNE,
     Retry: RETRY,
     Cancel: CANCEL,
 }
-_SELDOM: frozenset[type[Change]] = frozenset({Release, Retry, Cancel})
+_SELDOM: frozenset[type[Change]] = frozenset({RetryLater, StoreThen, Release, Retry, Cancel})
 """Each trigger of the view is called for each row, if only to look at its condition: these are made when
 one of these changes is made for the first time."""
 
@@ -290,7 +325,7 @@ def _length(change: Change) -> int:
     """Returns the number of bytes of what may be large."""
     if type(change) is Succeed:
         return len(change.result or b"")
-    return len(change.payload) if type(change) is StoreTask else 0
+    return len(change.payload) if type(change) is StoreTask or type(change) is StoreThen else 0
 
 
 def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> bool:

@@ -6,6 +6,16 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{room}"
-        for room in ("base", "calling", "holding", "inspecting", "mending", "reserving", "storing", "watching")
+        for room in (
+            "base",
+            "calling",
+            "ending",
+            "holding",
+            "inspecting",
+            "mending",
+            "reserving",
+            "storing",
+            "watching",
+        )
     )
 )
