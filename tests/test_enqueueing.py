@@ -12,12 +12,13 @@ import freezegun
 import pendulum
 import pytest
 
-from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
+from sitq import BackendError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.changes import StoreTask
 from sitq.backends.sqlite.schema import prepare
-from sitq.models import new_task_id, to_micros
+from sitq.models import Outcome, new_task_id, to_micros
 from sitq.testing import ManualQueue
+from tests.faults import connected, new_task
 from tests.support import DEADLINE_SECONDS, add, multiply, rows
 
 HOUR = timedelta(hours=1)
@@ -195,3 +196,37 @@ def test_a_batch_that_fails_halfway_is_not_stored(connection: sqlite3.Connection
         statements.apply(connection, 0, records_of_a_batch())
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
+
+
+async def test_a_batch_that_is_stored_already_is_done(path: Path) -> None:
+    """After an answer that was lost, the same call made again stores nothing, whatever became of the tasks."""
+    tasks = [new_task(str(n), b"%d" % n) for n in range(3)]
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue(tasks)
+        (held, *_) = (await backend.reserve(9, lease=30, alone=True)).tasks
+        await backend.mark_success([Outcome(held, b"")])
+        before = rows(path)
+        await asyncio.gather(backend.enqueue(tasks), backend.enqueue(tasks), backend.enqueue([new_task("other")]))
+        assert rows(path)[:3] == before
+        assert [row["task_id"] for row in rows(path)] == ["0", "1", "2", "other"]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [new_task("0", b"0"), new_task("1", b"changed")],
+        [new_task("0", b"0"), new_task("new")],
+        [new_task("new"), new_task("0", b"0")],
+        [new_task("0", b"0"), new_task("0", b"0")],
+        [new_task("new"), new_task("new")],
+    ],
+    ids=["another payload", "one is new", "the first is new", "twice", "new twice"],
+)
+async def test_any_other_id_that_is_taken_refuses_the_batch(path: Path, tasks: list[Any]) -> None:
+    """It is not the same call, and nothing of it is stored."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("0", b"0"), new_task("1", b"1")])
+        before = rows(path)
+        with pytest.raises(BackendError, match="UNIQUE"):
+            await backend.enqueue(tasks)
+        assert rows(path) == before

@@ -284,7 +284,7 @@ async def test_a_batch_of_several_statements_that_fills_the_disk_gets_the_named_
 async def test_one_bad_neighbour_of_a_shared_commit_fails_alone(path: Path) -> None:
     """Of many calls that share a commit, only the one that the database refuses gets the error."""
     async with connected(SQLiteBackend(path)) as backend:
-        await backend.enqueue([new_task("7")])
+        await backend.enqueue([new_task("7", b"another")])
         answers = await asyncio.gather(
             *(backend.enqueue([new_task(str(n))]) for n in range(20)), return_exceptions=True
         )

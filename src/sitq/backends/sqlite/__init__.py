@@ -162,6 +162,9 @@ class SQLiteBackend(Inspection):
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
         """Stores all of ``tasks`` or none, in one transaction.
 
+        If all of their ids are taken, by the same payloads, the call was carried out before and its answer
+        was lost: then there is nothing more to do.
+
         Raises:
             ValueError: A payload is larger than ``max_payload_bytes``.
             BackendError: The file did not take them, or one of them asks for a queue or a priority.

@@ -110,7 +110,10 @@ class Batch:
     def _try_one_by_one(self, writers: list[Job[Any]], error: Exception) -> None:
         """Finds out which job it was, after the changes of all of them together failed."""
         if len(self._jobs) == 1:
-            raise error
+            (job,) = self._jobs
+            if not isinstance(error, sqlite3.IntegrityError) or not job.was_carried_out(self._file.open()):
+                raise error
+            return
         busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
         for job in self._jobs:
             if busy and job in writers:

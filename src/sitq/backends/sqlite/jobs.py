@@ -65,6 +65,10 @@ class Job[T](ABC):
         """Gives the changes to make at a time; asked again if changes that were merged with others failed."""
         return ()
 
+    def was_carried_out(self, sqlite: sqlite3.Connection) -> bool:
+        """Whether an earlier call did just this; asked if the changes break a rule of the table."""
+        return False
+
     @abstractmethod
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> T:
         """Returns the result, after the changes were committed."""
@@ -127,6 +131,11 @@ class EnqueueJob(Job[None]):
     def changes(self, now: int) -> Iterator[StoreTask]:
         """Gives one for each task."""
         return _records(self._tasks, now)
+
+    def was_carried_out(self, sqlite: sqlite3.Connection) -> bool:
+        """Whether all of the tasks are stored: then the call is made again, because its answer was lost."""
+        ids = {task.task_id for task in self._tasks}
+        return len(ids) == len(self._tasks) and all(queries.is_stored(sqlite, task) for task in self._tasks)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> None:
         """Returns nothing."""

@@ -20,7 +20,7 @@ from sitq.backends.sqlite.statements import (
     fetch_all,
 )
 from sitq.errors import BackendCorruptError
-from sitq.models import EPOCH, FINISHED, STATUSES, Reservation, ReservedTask, Result, Status, from_micros
+from sitq.models import EPOCH, FINISHED, STATUSES, NewTask, Reservation, ReservedTask, Result, Status, from_micros
 
 _HEADS = "SELECT " + ", ".join(
     f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
@@ -122,6 +122,12 @@ def not_held(tasks: Iterable[ReservedTask], notes: Notes) -> list[ReservedTask]:
     if not notes:
         return []
     return [task for task in tasks if ("not held", task.key, task.claim) in notes]
+
+
+def is_stored(connection: sqlite3.Connection, task: NewTask) -> bool:
+    """Whether there is a task with this id and this payload."""
+    sql = "SELECT 1 FROM tasks WHERE task_id = ? AND payload = ?"
+    return connection.execute(sql, (task.task_id, task.payload)).fetchone() is not None
 
 
 def is_recorded(connection: sqlite3.Connection, task: ReservedTask, status: Status) -> bool:
