@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sitq import NewTask, SQLiteBackend
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import ReadJob
 from tests.support import DEADLINE_SECONDS, Runs, start_python, until
 
 OVERWRITE = """
@@ -99,7 +99,7 @@ async def run_until(runs: Runs, line: str, gate: Path) -> str:
 
 async def on_connection[T](backend: SQLiteBackend, run: Callable[[sqlite3.Connection], T]) -> T:
     """Runs ``run`` with the backend's own connection, in that one's thread."""
-    return await backend._connected().call(Job(lambda connection, *_: run(connection)))
+    return await backend._connected().call(ReadJob(lambda connection, _: run(connection)))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sitq import SQLiteBackend
-from sitq.backends.sqlite.connection import Durability
+from sitq.backends.sqlite.batch import Durability
 from sitq.models import Outcome
 from tests.faults import connected, new_task, on_connection
 from tests.support import DEADLINE_SECONDS, rows, start_python

@@ -12,11 +12,13 @@ import freezegun
 import pendulum
 import pytest
 
-from sitq import SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
+from sitq import BackendError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 from sitq.backends.sqlite import statements
+from sitq.backends.sqlite.changes import StoreTask
 from sitq.backends.sqlite.schema import prepare
-from sitq.models import NewTask, new_task_id, to_micros
+from sitq.models import Outcome, new_task_id, to_micros
 from sitq.testing import ManualQueue
+from tests.faults import connected, new_task
 from tests.support import DEADLINE_SECONDS, add, multiply, rows
 
 HOUR = timedelta(hours=1)
@@ -162,17 +164,22 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def new_records(count: int) -> Iterator[StoreTask]:
+    """Gives the records of as many new tasks."""
+    return (StoreTask(new_task_id(), "", "", b"", 5, 0) for _ in range(count))
+
+
 def test_rows_are_made_while_others_are_written(connection: sqlite3.Connection) -> None:
     """A large batch is not turned into rows all at once, which would keep the interpreter lock from the loop."""
     written = []
 
-    def rows_of_a_batch() -> Iterator[statements.Row]:
-        for row in statements.enqueue(0, [NewTask(new_task_id(), b"") for _ in range(10_000)]):
+    def records_of_a_batch() -> Iterator[StoreTask]:
+        for record in new_records(10_000):
             written.append(connection.total_changes)
-            yield row
+            yield record
 
     before = connection.total_changes
-    statements.apply(connection, rows_of_a_batch())
+    statements.apply(connection, 0, records_of_a_batch())
     assert written[0] == before
     assert before + 10_000 > written[-1] > before + 5_000
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (10_000,)
@@ -181,11 +188,45 @@ def test_rows_are_made_while_others_are_written(connection: sqlite3.Connection) 
 def test_a_batch_that_fails_halfway_is_not_stored(connection: sqlite3.Connection) -> None:
     """What was written of it before its rows could no longer be made is rolled back."""
 
-    def rows_of_a_batch() -> Iterator[statements.Row]:
-        yield from statements.enqueue(0, [NewTask(new_task_id(), b"") for _ in range(5_000)])
+    def records_of_a_batch() -> Iterator[StoreTask]:
+        yield from new_records(5_000)
         raise ValueError("halfway")
 
     with pytest.raises(ValueError, match="halfway"):
-        statements.apply(connection, rows_of_a_batch())
+        statements.apply(connection, 0, records_of_a_batch())
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
+
+
+async def test_a_batch_that_is_stored_already_is_done(path: Path) -> None:
+    """After an answer that was lost, the same call made again stores nothing, whatever became of the tasks."""
+    tasks = [new_task(str(n), b"%d" % n) for n in range(3)]
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue(tasks)
+        (held, *_) = (await backend.reserve(9, lease=30, alone=True)).tasks
+        await backend.mark_success([Outcome(held, b"")])
+        before = rows(path)
+        await asyncio.gather(backend.enqueue(tasks), backend.enqueue(tasks), backend.enqueue([new_task("other")]))
+        assert rows(path)[:3] == before
+        assert [row["task_id"] for row in rows(path)] == ["0", "1", "2", "other"]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [new_task("0", b"0"), new_task("1", b"changed")],
+        [new_task("0", b"0"), new_task("new")],
+        [new_task("new"), new_task("0", b"0")],
+        [new_task("0", b"0"), new_task("0", b"0")],
+        [new_task("new"), new_task("new")],
+    ],
+    ids=["another payload", "one is new", "the first is new", "twice", "new twice"],
+)
+async def test_any_other_id_that_is_taken_refuses_the_batch(path: Path, tasks: list[Any]) -> None:
+    """It is not the same call, and nothing of it is stored."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("0", b"0"), new_task("1", b"1")])
+        before = rows(path)
+        with pytest.raises(BackendError, match="UNIQUE"):
+            await backend.enqueue(tasks)
+        assert rows(path) == before

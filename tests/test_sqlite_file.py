@@ -1,6 +1,5 @@
 """The file itself: how it is made, what is in it, what costs what."""
 
-import contextlib
 import itertools
 import os
 import sqlite3
@@ -22,6 +21,7 @@ from tests.support import add, rows
 COLUMNS = [
     "id", "task_id", "status", "name", "attempt", "max_attempts", "enqueued_at", "available_at",
     "started_at", "finished_at", "claim", "format", "payload", "result", "error", "traceback",
+    "queue", "priority", "failures",
 ]  # fmt: skip
 HOUR = 3600.0
 
@@ -109,6 +109,7 @@ async def test_a_row_follows_the_life_of_its_task(path: Path) -> None:
             "id": 1, "task_id": "task", "status": "pending", "name": "app:f", "attempt": 0, "max_attempts": 5,
             "enqueued_at": start, "available_at": due, "started_at": None, "finished_at": None, "claim": None,
             "format": "f1", "payload": b"payload", "result": None, "error": None, "traceback": None,
+            "queue": None, "priority": None, "failures": 0,
         }  # fmt: skip
         assert rows(path) == [pending]
 
@@ -203,27 +204,6 @@ async def test_the_cost_of_a_last_attempt_does_not_grow_with_the_others_that_wai
             await on_connection(backend, lambda it: it.set_progress_handler(None, 1))
             steps.append(next(count))
     assert steps[1] < steps[0] + 1000
-
-
-async def test_a_file_of_the_first_schema_version_is_brought_up_to_date(path: Path) -> None:
-    """Its indexes are those of a new file, and its tasks can be run, buried and listed."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.executescript(schema.MIGRATIONS[0])
-        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute(
-            "INSERT INTO tasks (task_id, payload, max_attempts, enqueued_at, available_at) VALUES ('old', x'', 1, 0, 0)"
-        )
-    async with connected(SQLiteBackend(path)) as backend:
-        assert [held.task_id for held in (await backend.reserve(9, lease=30, alone=True)).tasks] == ["old"]
-        assert [found.task_id for found in await backend.list(status="in_progress", limit=9)] == ["old"]
-    async with connected(SQLiteBackend(path.with_name("new.db"))):
-        pass
-    shapes = [
-        {(row["name"], row["sql"]) for row in rows(file, "SELECT name, sql FROM sqlite_schema")}
-        for file in (path, path.with_name("new.db"))
-    ]
-    assert shapes[0] == shapes[1]
 
 
 def test_a_backend_that_was_never_closed_lets_the_process_exit(path: Path) -> None:

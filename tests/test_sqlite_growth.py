@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import sitq.backends.sqlite as sqlite_backend
 from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq.backends.sqlite import pruning
 from sitq.backends.sqlite.schema import SCHEMA_VERSION, WAL_SIZE_LIMIT_BYTES
-from sitq.backends.sqlite.statements import PRUNED_PER_RESERVATION
 from sitq.models import Outcome
 from tests.faults import Clock, assert_healthy, connected, new_task, on_connection, outside, write_lock
 from tests.support import Runs, log_async, log_plain, rows, until
@@ -79,18 +78,18 @@ async def test_a_finished_task_is_kept_for_a_week_where_nothing_else_is_said(pat
 async def test_pruning_pauses_when_nothing_is_left_to_prune(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next reservations do not ask for old rows again, until the pause is over."""
     clock, uptime = Clock(), 1000.0
-    monkeypatch.setattr(sqlite_backend, "time", SimpleNamespace(monotonic=lambda: uptime))
+    monkeypatch.setattr(pruning, "time", SimpleNamespace(monotonic=lambda: uptime))
     async with connected(SQLiteBackend(path, clock=clock, retention=HOUR)) as backend:
         await finish_some(backend, 1)
         clock.now += 2 * HOUR
-        uptime += sqlite_backend.PRUNE_PAUSE_SECONDS
+        uptime += pruning.PRUNE_PAUSE_SECONDS
         await backend.reserve(1, lease=1, alone=True)
         assert rows(path) == []
         await finish_some(backend, 1)
         clock.now += 2 * HOUR
         await backend.reserve(1, lease=1, alone=True)
         assert len(rows(path)) == 1
-        uptime += sqlite_backend.PRUNE_PAUSE_SECONDS
+        uptime += pruning.PRUNE_PAUSE_SECONDS
         await backend.reserve(1, lease=1, alone=True)
     assert rows(path) == []
 
@@ -111,7 +110,7 @@ async def test_a_live_task_is_kept_however_old(path: Path) -> None:
 
 async def test_pruning_goes_in_small_batches(path: Path) -> None:
     """One look deletes no more than a fixed number of rows, so that others get their turn in between."""
-    count = 3 * PRUNED_PER_RESERVATION + 50
+    count = 3 * pruning.MAX_PRUNED_PER_RESERVATION + 50
     async with connected(look_back(path, 0.0)) as backend:
         await finish_some(backend, count)
     async with connected(look_back(path, 2 * HOUR)) as backend:
@@ -119,7 +118,7 @@ async def test_pruning_goes_in_small_batches(path: Path) -> None:
         while left[-1]:
             await backend.reserve(1, lease=1, alone=True)
             left.append(len(rows(path)))
-            assert 0 < left[-2] - left[-1] <= PRUNED_PER_RESERVATION
+            assert 0 < left[-2] - left[-1] <= pruning.MAX_PRUNED_PER_RESERVATION
     assert len(left) == 5
 
 

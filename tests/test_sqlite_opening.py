@@ -25,7 +25,7 @@ from tests.support import DEADLINE_SECONDS, rows, until
 
 TOGETHER = 24
 NOBODY = 65534
-NEXT_STEP = "ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 3"
+NEXT_STEP = "ALTER TABLE tasks ADD COLUMN urgency INTEGER NOT NULL DEFAULT 3"
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ async def test_a_file_of_a_newer_sitq_is_left_alone(backend: SQLiteBackend, path
     code = """
 import os, sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("ALTER TABLE tasks ADD COLUMN priority INTEGER")
+connection.execute("ALTER TABLE tasks ADD COLUMN urgency INTEGER")
 connection.execute("PRAGMA user_version = 9")
 if sys.argv[2] == "False":
     connection.close()
@@ -185,7 +185,7 @@ async def test_an_older_file_is_brought_up_to_date(
         (held,) = (await backend.reserve(9, lease=30, alone=True)).tasks
     assert held.task_id == "kept"
     (row,) = rows(path)
-    assert row["priority"] == 3
+    assert row["urgency"] == 3
     assert rows(path, "PRAGMA user_version") == [{"user_version": schema.SCHEMA_VERSION}]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue
-from sitq.backends.sqlite import statements, wake
+from sitq.backends.sqlite import queries, wake
 from sitq.backends.sqlite.wake import Watchers, touch
 from sitq.models import Outcome
 from tests.faults import connected, new_task, shared_folder
@@ -220,7 +220,7 @@ async def test_a_task_of_another_user_wakes_a_watcher(shared: Path, open_to_all:
 async def test_a_commit_elsewhere_is_one_look_for_all_who_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred callers wait; another connection finishes other tasks, then one of theirs: one look for each change."""
     asked: list[int] = []
-    look = statements.ended
+    look = queries.ended
 
     def counted(connection: Any, task_ids: Sequence[str], seen: object) -> tuple[object, Sequence[str]]:
         asked.append(len(task_ids))
@@ -233,16 +233,16 @@ async def test_a_commit_elsewhere_is_one_look_for_all_who_wait(path: Path, monke
         loop = asyncio.get_running_loop()
         await until(lambda: loop in backend._watchers._loops and len(backend._watchers._loops[loop]._callbacks) == 100)
         await asyncio.gather(*(backend.get_result(task_id) for task_id in waited_for))  # after the looks of their own
-        monkeypatch.setattr("sitq.backends.sqlite.statements.ended", counted)
+        monkeypatch.setattr("sitq.backends.sqlite.queries.ended", counted)
         single = 0
-        look_at_one = statements.get_result
+        look_at_one = queries.get_result
 
         def counted_single(connection: Any, task_id: str) -> Any:
             nonlocal single
             single += 1
             return look_at_one(connection, task_id)
 
-        monkeypatch.setattr("sitq.backends.sqlite.statements.get_result", counted_single)
+        monkeypatch.setattr("sitq.backends.sqlite.queries.get_result", counted_single)
         (first,) = (await other.reserve(1, lease=60, alone=True)).tasks
         await other.mark_success([Outcome(first, pickle.dumps("done"))])
         result = await waiting[0]

@@ -221,8 +221,9 @@ class Result[T]:
         status: ``"success"``, ``"failed"`` or ``"cancelled"``; from a backend also ``"pending"``
             and ``"in_progress"``.
         value: What the task returned; ``None`` unless ``status`` is ``"success"``.
-        error: ``"ExceptionType: message"`` of a failed task, else ``None``.
-        traceback: The worker's traceback of a failed task, formatted, if there is one.
+        error: ``"ExceptionType: message"`` of a task that failed or of a run that was cancelled, else
+            ``None``; from a backend also that of the latest run, if the task is to be retried after it.
+        traceback: The worker's traceback that belongs to ``error``, formatted, if there is one.
         attempt: How many times the task was started.
         enqueued_at: When the task was stored.
         started_at: When its latest run was started; ``None`` if it never was.

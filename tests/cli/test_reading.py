@@ -134,7 +134,7 @@ async def test_a_look_that_the_file_was_changed_under_is_made_again(
             change(
                 filled.path,
                 "INSERT INTO tasks SELECT NULL, ?, status, name, 0, 5, 1, 1, NULL, NULL, NULL, '',"
-                " zeroblob(9000), NULL, NULL, NULL FROM tasks WHERE status = 'pending' LIMIT 1",
+                " zeroblob(9000), NULL, NULL, NULL, NULL, NULL, 0 FROM tasks WHERE status = 'pending' LIMIT 1",
                 f"new {looks}",
             )
         return version

@@ -16,7 +16,8 @@ import pytest
 
 from sitq import Backend, BackendUnavailableError, SQLiteBackend
 from sitq.backends.sqlite import statements
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.changes import StoreTask
+from sitq.backends.sqlite.jobs import ReadJob
 from sitq.backends.sqlite.patience import PatientConnection
 from sitq.models import Outcome, Reservation
 from sitq.testing import ManualClock
@@ -177,7 +178,7 @@ async def test_a_reservation_cancelled_around_its_delivery_gives_its_tasks_back(
         while rows(path)[0]["status"] == "pending":
             assert time.monotonic() < deadline
         passed = threading.Event()
-        backend._connected().post(Job(lambda *_: passed.set()))
+        backend._connected().post(ReadJob(lambda *_: passed.set()))
         assert passed.wait(DEADLINE_SECONDS)
         if delivered:
             asyncio.get_running_loop().call_soon(reserving.cancel)
@@ -261,9 +262,9 @@ async def test_a_close_behind_several_reservations_answers_all_of_them(path: Pat
 
 async def test_large_payloads_are_not_kept_by_a_cached_statement(path: Path) -> None:
     """What is stored or recorded together takes several statements where it is large, in one transaction."""
-    payload = b"x" * (statements.PIECE_BYTES // 4)
-    rows_of = list(statements.enqueue(0, [new_task(str(n), payload) for n in range(10)]))
-    assert [len(piece) for piece in statements._pieces(rows_of)] == [4, 4, 2]
+    payload = b"x" * (statements.MAX_PIECE_BYTES // 4)
+    records = [StoreTask(str(n), "", "", payload, 5, 0) for n in range(10)]
+    assert [len(piece) for piece in statements._pieces(records)] == [4, 4, 2]
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task(str(n), payload) for n in range(10)])
         taken = (await backend.reserve(10, lease=30, alone=False)).tasks

@@ -23,13 +23,15 @@ class TaskInfo:
         name: What its call is named.
         status: One of the five statuses.
         attempt: How many times it was started.
-        max_attempts: How many times it may be started.
+        max_attempts: How many times it may be started, not counting runs that raised and were retried
+            by a policy.
         enqueued_at: When it was stored.
         due_at: When it is or was due; ``None`` unless it is pending.
         lease_ends_at: When its lease ends or ended; ``None`` unless it is in progress.
         started_at: When its latest run was started; ``None`` if it never was.
         finished_at: When it was finished or cancelled; ``None`` if it is neither.
-        error: ``"ExceptionType: message"`` of a failed task, else ``None``.
+        error: ``"ExceptionType: message"`` of a task that failed, of a run that was cancelled, or of the
+            latest run that raised if the task was retried after it; else ``None``.
     """
 
     task_id: str
@@ -50,7 +52,7 @@ class TaskDetails(TaskInfo):
     """All that is known of a task without loading its payload or its result.
 
     Attributes:
-        traceback: The worker's traceback of a failed task, formatted, where there is one.
+        traceback: The worker's traceback that belongs to ``error``, formatted, if there is one.
         format: What wrote the payload.
         payload_bytes: The size of the payload.
         result_bytes: The size of the result; ``None`` where there is none.
@@ -221,7 +223,7 @@ class Inspectable(Protocol):
             name: Only tasks whose name contains this text; if it holds ``*``, ``?`` or ``[``, it is a
                 pattern for the whole name: any text, any character, or one of ``[abc]`` or not of
                 ``[^abc]``. Case matters.
-            error: Only failed tasks whose error contains this text. Case matters.
+            error: Only tasks whose error contains this text. Case matters.
             since: Only tasks that were finished, or else stored, within so many seconds.
             before: The id of the last task of one page, to list the next one: the tasks that come
                 after it. What is stored or finished meanwhile does not shift them.

@@ -2,25 +2,37 @@
 
 import asyncio
 import contextlib
-import math
 import os
-import sqlite3
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
-from sitq.backends.sqlite import statements
-from sitq.backends.sqlite.connection import Connection, Durability, Job
+from sitq.backends.endings import Ending
+from sitq.backends.sqlite import queries
+from sitq.backends.sqlite.batch import Durability
+from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
-from sitq.backends.sqlite.settings import settle_retention
+from sitq.backends.sqlite.jobs import (
+    DUE,
+    EnqueueJob,
+    ReadJob,
+    RecordJob,
+    ReleaseJob,
+    RenewJob,
+    ReserveJob,
+    ReserveState,
+    Topic,
+    micros,
+)
+from sitq.backends.sqlite.pruning import Pruning
+from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, Status, new_claim, now_seconds
+from sitq.models import Extras, NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
@@ -29,13 +41,8 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 LARGEST_PAYLOAD_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
-PRUNE_PAUSE_SECONDS = 5.0
-DUE = (None,)
-"""What is announced when tasks became due; what ended is announced by its id."""
 
-
-def _micros(seconds: float) -> int:
-    return int(seconds * 1_000_000)
+_NO_EXTRAS = Extras()
 
 
 class SQLiteBackend(Inspection):
@@ -77,7 +84,7 @@ class SQLiteBackend(Inspection):
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
-        self._retention_chosen = retention is not DEFAULT_RETENTION
+        retention_chosen = retention is not DEFAULT_RETENTION
         if isinstance(retention, timedelta):
             retention = retention.total_seconds()
         path = os.fspath(path)
@@ -87,7 +94,8 @@ class SQLiteBackend(Inspection):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        self._retention = None if retention is None else _micros(check_seconds("retention", retention))
+        kept = None if retention is None else micros(check_seconds("retention", retention))
+        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=LARGEST_PAYLOAD_BYTES)
         self._clock = clock
@@ -96,8 +104,6 @@ class SQLiteBackend(Inspection):
         self._lock = threading.Lock()
         self._users = 0
         self._connection: Connection | None = None
-        self._retention_micros, self._prune_at = 0, math.inf  # on the monotonic clock; as the file has it, once open
-        self._more_is_due = False
         _forks.begin_anew_in_child(self._begin_in_child)
 
     def _begin_in_child(self) -> None:
@@ -111,6 +117,11 @@ class SQLiteBackend(Inspection):
     def max_payload_bytes(self) -> int | None:
         """The largest payload or result, in bytes."""
         return self._max_payload_bytes
+
+    @property
+    def endings(self) -> frozenset[Ending]:
+        """All that an outcome can say: see :class:`~sitq.backends.endings.Endings`."""
+        return frozenset({"retry", "cancel", "then"})
 
     async def connect(self) -> None:
         """Opens the file, or counts one more user of it where it is open.
@@ -126,18 +137,15 @@ class SQLiteBackend(Inspection):
             self._users += 1
             if self._connection is None:
                 self._connection = Connection(
-                    self._path, self._durability, self._busy_timeout, self._clock, self._announce
+                    self._path, self._durability, self._busy_timeout, self._clock, self._notify
                 )
             connection = self._connection
         try:
             # The first job opens the file.
-            kept = await connection.call(
-                Job(lambda sqlite, *_: settle_retention(sqlite, self._retention, chosen=self._retention_chosen))
-            )
+            await connection.call(ReadJob(lambda sqlite, _: self._reserve_state.pruning.settle(sqlite)))
         except BaseException:
             await self.close()
             raise
-        self._retention_micros, self._prune_at = kept or 0, math.inf if kept is None else 0.0
 
     async def close(self) -> None:
         """Counts one user less, and closes the file after the last one. Safe to call too often."""
@@ -154,10 +162,18 @@ class SQLiteBackend(Inspection):
     async def enqueue(self, tasks: Sequence[NewTask]) -> None:
         """Stores all of ``tasks`` or none, in one transaction.
 
+        If all of their ids are taken, by the same payloads, the call was carried out before and its answer
+        was lost: then there is nothing more to do.
+
         Raises:
             ValueError: A payload is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them.
+            BackendError: The file did not take them, or one of them asks for a queue or a priority.
         """
+        self._check(tasks)
+        # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
+        await self._connected().call(EnqueueJob(tasks), on_queued=lambda: self._watchers.notify((DUE,)))
+
+    def _check(self, tasks: Iterable[NewTask]) -> None:
         for task in tasks:
             if len(task.payload) > self._max_payload_bytes:
                 raise ValueError(
@@ -165,92 +181,55 @@ class SQLiteBackend(Inspection):
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
                 )
-        await self._connected().call(
-            Job(lambda *_: None, lambda now: statements.enqueue(now, tasks), synced=True, announce=lambda _: DUE),
-            # Now, not after the commit: the worker's look queues right behind the insert.
-            on_queued=lambda: self._watchers.notify(DUE),
-        )
+            if task.extras is not None and task.extras != _NO_EXTRAS:
+                raise BackendError(
+                    f"{self._path}: this backend has no named queues and priorities yet, and {task.name} "
+                    f"asks for {task.extras}; nothing was stored"
+                )
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        claim = new_claim()
-        until = 0
-
-        def may_prune(connection: sqlite3.Connection, now: int) -> bool:
-            return self._prunes_now() and statements.is_prunable(connection, now - self._retention_micros)
-
-        def wanted(connection: sqlite3.Connection, now: int) -> bool:
-            # Where the latest look brought all that was asked for, there is more: asking would only
-            # hand the interpreter lock to the loop, just when SQLite could have started beside it.
-            more, self._more_is_due = self._more_is_due, False
-            return more or statements.is_due(connection, now, alone) or may_prune(connection, now)
-
-        def changes(now: int) -> Iterator[statements.Row]:
-            nonlocal until
-            until = now + _micros(lease)
-            yield statements.reserve(now, limit, claim, until, alone)
-            if self._prunes_now():
-                yield statements.prune(now, now - self._retention_micros)
-
-        def read(connection: sqlite3.Connection, now: int, notes: statements.Notes) -> statements.Found:
-            if self._prunes_now() and not may_prune(connection, now):
-                self._prune_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-            found = statements.reserved(connection, now, limit, claim, until, notes)
-            self._more_is_due = len(found[0]) == limit
-            return found
-
-        found = await self._connected().call(
-            Job(read, changes, wanted=wanted, announce=lambda found: found[1].buried, on_abandoned=self._give_back)
-        )
-        return statements.to_reservation(found)
+        job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
+        return to_reservation(await self._connected().call(job))
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
-        return await self._connected().call(
-            Job(
-                lambda _, __, notes: statements.refused(tasks, notes),
-                lambda now: statements.held("renew", now, tasks, now + _micros(lease)),
-            )
-        )
+        return await self._connected().call(RenewJob(tasks, lease))
 
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        """Records results; returns the tasks that were not held."""
-        return await self._finish("success", outcomes)
+        """Records results; returns the tasks that were not held.
+
+        Raises:
+            ValueError: The payload of a task that is to be stored as well is larger than ``max_payload_bytes``.
+            BackendError: The file did not take them, or such a task asks for a queue or a priority.
+        """
+        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "success"))
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        """Records errors; returns the tasks that were not held."""
-        return await self._finish("failed", outcomes)
+        """Records errors, retries and cancellations; returns the tasks that were not held.
 
-    async def _finish(self, status: Status, outcomes: Sequence[Outcome]) -> list[ReservedTask]:
-        return await self._connected().call(
-            Job(
-                lambda connection, _, notes: statements.unrecorded(connection, outcomes, status, notes),
-                lambda now: statements.finish(now, outcomes, status),
-                announce=lambda _: [outcome.task.task_id for outcome in outcomes],
-            )
-        )
+        Raises:
+            ValueError: As for :meth:`mark_success`.
+            BackendError: As for :meth:`mark_success`.
+        """
+        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "failed"))
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those not held."""
-        return await self._connected().call(self._releasing(tasks))
-
-    def _releasing(self, tasks: Sequence[ReservedTask]) -> Job[list[ReservedTask]]:
-        return Job(
-            lambda _, __, notes: statements.refused(tasks, notes),
-            lambda now: statements.held("release", now, tasks),
-            announce=lambda _: DUE,
-        )
+        return await self._connected().call(ReleaseJob(tasks))
 
     async def get_result(self, task_id: str) -> Result[bytes] | None:
-        """Looks once for a task; ``None`` where there is no such task.
+        """Reads one task; ``None`` if there is no such task.
 
         Raises:
-            BackendCorruptError: Its row holds what sitq did not write.
+            BackendCorruptError: Its row is malformed.
         """
-        return await self._connected().call(Job(lambda connection, *_: statements.get_result(connection, task_id)))
+        return await self._connected().call(ReadJob(lambda sqlite, _: queries.get_result(sqlite, task_id)))
 
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
-        """Calls ``on_change`` when another look may find something; see :class:`~sitq.Backend`."""
+        """Calls ``on_change`` when there may be something new to find; see :class:`~sitq.Backend`."""
         return self._watchers.watching(on_change, task_id)
 
     def _connected(self) -> Connection:
@@ -259,17 +238,14 @@ class SQLiteBackend(Inspection):
         return self._connection
 
     def _find_ended(self, task_ids: Sequence[str], seen: Seen) -> asyncio.Future[tuple[Seen, Sequence[str]]]:
-        return self._connected().submit(Job(lambda connection, *_: statements.ended(connection, task_ids, seen)))
+        return self._connected().submit(ReadJob(lambda sqlite, _: queries.ended(sqlite, task_ids, seen)))
 
-    def _announce(self, topics: Collection[str | None]) -> None:
+    def _notify(self, topics: Collection[Topic]) -> None:
         self._watchers.notify(topics)
         if self._wal_path is not None:
             touch(self._wal_path)
 
-    def _give_back(self, found: statements.Found) -> None:
-        if found[0]:
+    def _give_back(self, found: Found) -> None:
+        if found.rows:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
-                self._connected().post(self._releasing(statements.to_reservation(found).tasks))
-
-    def _prunes_now(self) -> bool:
-        return time.monotonic() >= self._prune_at
+                self._connected().post(ReleaseJob(to_reservation(found).tasks))

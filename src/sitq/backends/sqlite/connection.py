@@ -4,75 +4,27 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import itertools
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from sitq import _forks
+from sitq.backends.sqlite.batch import Batch, Durability
 from sitq.backends.sqlite.file import QueueFile
+from sitq.backends.sqlite.jobs import Job, Topic
 from sitq.backends.sqlite.patience import PatientConnection
-from sitq.backends.sqlite.statements import Notes, Row, apply
-from sitq.backends.sqlite.translation import translate
 from sitq.errors import BackendError
-
-type Durability = Literal["enqueue", "full", "normal"]
 
 CACHED_STATEMENTS = 128
 
 SETTLING_SECONDS = 5.0
 """How long the exit of the interpreter may wait for what is queued."""
-
-
-@dataclass(slots=True, eq=False)
-class Job[T]:
-    """Something to change and something to read, and who waits for it.
-
-    Attributes:
-        read: Called on the connection's thread, after the changes were committed, with the
-            connection, the time in microseconds and what there is to note about the changes.
-        changes: Gives, for a time, the changes to make; ``None`` where the job only reads. Called
-            again, alone, where changes that were merged with others failed.
-        wanted: Asked, if nothing else in the batch writes, whether the changes would change
-            anything: trying costs the write lock.
-        synced: Whether the commit has to survive a power cut.
-        announce: Gives, for the result, what another look may find from now on: the ids of tasks
-            that ended, and ``None`` for tasks that are due.
-        on_abandoned: Called with the result where nobody waits for it any more.
-    """
-
-    read: Callable[[sqlite3.Connection, int, Notes], T]
-    changes: Callable[[int], Iterable[Row]] | None = None
-    _: KW_ONLY
-    wanted: Callable[[sqlite3.Connection, int], bool] | None = None
-    synced: bool = False
-    announce: Callable[[T], Iterable[str | None]] | None = None
-    on_abandoned: Callable[[T], object] | None = None
-    future: asyncio.Future[T] | None = field(default=None, init=False)
-    result: T | None = field(default=None, init=False)
-    error: BaseException | None = field(default=None, init=False)
-
-    def abandon(self) -> None:
-        """Undoes what nobody waits for."""
-        if self.error is None and self.on_abandoned:
-            self.on_abandoned(self.result)  # type: ignore[arg-type]  # a T where error is None
-
-    def deliver(self) -> None:
-        """Hands the outcome to the one who waits; called in that one's event loop."""
-        future = self.future
-        if future is None or future.done():
-            self.abandon()
-        elif self.error is None:
-            future.set_result(self.result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(self.error)
 
 
 class Connection:
@@ -93,12 +45,12 @@ class Connection:
         durability: Durability,
         busy_timeout: float,
         clock: Callable[[], float],
-        announce: Callable[[Collection[str | None]], None],
+        notify: Callable[[Collection[Topic]], None],
     ) -> None:
         self._path = path
         self._durability = durability
         self._clock = clock
-        self._announce = announce
+        self._notify = notify
         self._closed = False
         self._stayed_behind = False
         self._file = QueueFile(path, busy_timeout, lambda: self._thread._connector(), self)
@@ -167,7 +119,7 @@ class Connection:
         settled.wait(SETTLING_SECONDS)
 
     def _write_back(self) -> None:
-        if self._file.is_open:
+        if self._file.handle is not None:
             self._file.open().execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _send(self, run: Callable[[], object]) -> None:
@@ -192,8 +144,8 @@ class Connection:
         try:
             return await future
         except asyncio.CancelledError:
-            # Cancelled between the delivery and this coroutine's turn: deliver() could not know.
-            if not future.cancelled() and future.exception() is None and job.on_abandoned:
+            # Cancelled between the answer and this coroutine's turn: Job.answer could not know.
+            if not future.cancelled() and future.exception() is None:
                 job.on_abandoned(future.result())
             raise
 
@@ -228,105 +180,29 @@ class Connection:
                 self._send(self._run_batch)
 
     def _run_batch(self) -> None:
-        jobs = self._take()
-        self._try(jobs)
-        topics = {topic for job in jobs if job.announce and job.error is None for topic in job.announce(job.result)}
-        # If more is queued, first the system call, because in it the loop would take the interpreter lock
-        # as soon as it has its answers: so the next statement starts while the loop wakes up.
-        more = bool(self._jobs)
-        if more and topics:
-            self._announce(topics)
-        by_loop: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
-        for job in jobs:
-            if job.future is None or job.future.cancelled():
-                job.abandon()
-            else:
-                by_loop.setdefault(job.future.get_loop(), []).append(job)
-        for loop, delivered in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, delivered)
-            except RuntimeError:  # the loop is closed: nobody waits there any more
-                for job in delivered:
-                    job.abandon()
-        if topics and not more:
-            self._announce(topics)
-
-    def _take(self) -> list[Job[Any]]:
-        """Returns what is queued, up to the second reservation."""
         with self._lock:
-            jobs = list(self._jobs)
-            reservations = [n for n, job in enumerate(jobs) if job.wanted is not None]
-            if len(reservations) > 1 and not self._closed:  # what is queued then runs after the close
-                del jobs[reservations[1] :]
-                self._jobs = deque(itertools.islice(self._jobs, len(jobs), None))
+            jobs = Batch.collect(self._jobs, all_of_them=self._closed)  # what is queued now runs after the close
+            if self._jobs:
                 self._send(self._run_batch)
             else:
-                self._jobs.clear()
                 self._batch_queued = False
-        return jobs
-
-    def _try(self, jobs: list[Job[Any]]) -> None:
-        try:
-            self._run(jobs)
-        except BaseException as error:
-            for job in jobs:
-                job.error = self._translated(error)
-
-    def _run(self, jobs: list[Job[Any]]) -> None:
-        now = int(self._clock() * 1_000_000)
-        sqlite = self._open()
-        synced = any(job.synced for job in jobs)
-        self._set_synchronous(sqlite, synced)
-        others = any(job.changes and not job.wanted for job in jobs)  # then there is a commit anyhow
-        writers = [job for job in jobs if job.changes and (others or not job.wanted or job.wanted(sqlite, now))]
-        try:
-            changes = (job.changes(now) for job in writers if job.changes)
-            notes = apply(sqlite, itertools.chain.from_iterable(changes))
-        except Exception as error:
-            if len(jobs) == 1:
-                raise
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            for job in jobs:
-                if busy and job in writers:
-                    job.error = self._translated(error)  # it waited for the lock once: enough
-                else:
-                    self._try([job])  # one is at fault: each gets a transaction, and an answer, of its own
-            return
-        if synced:
-            self._file.check_commit()  # what is about to be acknowledged may have waited for the lock long enough
-            sqlite = self._open()
-        for job in jobs:
-            try:
-                job.result = job.read(sqlite, now, notes)
-            except Exception as error:
-                job.error = self._translated(error)
-
-    def _open(self) -> PatientConnection:
-        sqlite = self._file.open()
-        self._thread._connection = sqlite  # so that aiosqlite warns of a connection that nobody closed
-        return sqlite
-
-    def _set_synchronous(self, sqlite: PatientConnection, synced: bool) -> None:
-        # Set in the batch that needs it: the level belongs to the connection, and between two batches
-        # another caller's write would slip in.
-        level = "FULL" if self._durability == "full" or (synced and self._durability == "enqueue") else "NORMAL"
-        if level != self._file.synchronous:
-            sqlite.execute(f"PRAGMA synchronous = {level}")
-            self._file.synchronous = level
-
-    def _translated(self, error: BaseException) -> BaseException:
-        return translate(error, self._path) if isinstance(error, (sqlite3.Error, OSError)) else error
-
-
-def _deliver(jobs: list[Job[Any]]) -> None:
-    for job in jobs:
-        job.deliver()
+        batch = Batch(jobs, self._file, self._durability, self._clock)
+        batch.carry_out()
+        self._thread._connection = self._file.handle  # so that aiosqlite warns of a connection that nobody closed
+        # If more is queued, first the system call, because in it the loop would take the interpreter lock
+        # as soon as it has its answers: so the next statement starts while the loop wakes up.
+        if self._jobs:
+            batch.notify(self._notify)
+            batch.answer()
+        else:
+            batch.answer()
+            batch.notify(self._notify)
 
 
 @atexit.register
 def _settle_all() -> None:
     # Only daemons are left of the threads, and the next one to need the interpreter lock may not get it:
-    # what was acknowledged last would not be announced. Not closed: other functions of this kind follow.
+    # nobody would be notified of what was acknowledged last. Not closed: other functions of this kind follow.
     for holder in _forks.holders():
         if isinstance(holder, Connection):
             holder.settle()

@@ -41,6 +41,9 @@ _TYPES = {
     "result": "blob or null",
     "error": "text or null",
     "traceback": "text or null",
+    "queue": "text or null",
+    "priority": "integer or null",
+    "failures": "integer",
 }
 _TIMES = ("enqueued_at", "available_at", "started_at", "finished_at")
 _KNOWN = "'pending', 'in_progress', 'success', 'failed', 'cancelled'"

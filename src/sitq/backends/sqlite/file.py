@@ -15,7 +15,7 @@ from sitq.backends.sqlite.schema import create_private_file, prepare
 from sitq.backends.sqlite.statements import install
 from sitq.errors import BackendError, BackendUnavailableError
 
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 """How often the -wal file is looked for, beside each synced commit."""
 
 _never_closed: list[sqlite3.Connection] = []
@@ -38,7 +38,7 @@ class QueueFile:
     def __init__(
         self, path: str, patience: float, connect: Callable[[], sqlite3.Connection], holder: _forks.Holder
     ) -> None:
-        self._path = path
+        self.path = path
         self._patience = patience
         self._connect = connect
         self._holder = holder
@@ -48,14 +48,12 @@ class QueueFile:
         self._wal_identity: Identity | None = None
         self._is_guarded = False
         self._has_lost_its_wal = False
-        self._look_at = 0.0  # on the monotonic clock
-        self.synchronous = ""
-        """The level that was set last on the handle; empty for a new one."""
+        self._check_at = 0.0  # on the monotonic clock
 
     @property
-    def is_open(self) -> bool:
-        """Whether there is a handle."""
-        return self._handle is not None
+    def handle(self) -> PatientConnection | None:
+        """The handle, if there is one."""
+        return self._handle
 
     def open(self) -> PatientConnection:
         """Returns the handle, a new one if there is none, or if the -wal file was taken away.
@@ -105,15 +103,15 @@ class QueueFile:
         """
         reason = None
         try:
-            if self._identity is None or identity_of(self._path) == self._identity:
-                if is_commit or time.monotonic() >= self._look_at:
-                    self._look_at = time.monotonic() + LOOK_SECONDS
+            if self._identity is None or identity_of(self.path) == self._identity:
+                if is_commit or time.monotonic() >= self._check_at:
+                    self._check_at = time.monotonic() + CHECK_SECONDS
                     self._has_lost_its_wal = not self._has_its_wal()
                 return
         except OSError as error:
             reason = error
         raise BackendUnavailableError(
-            f"{self._path} is not there any more: it was deleted or moved, or replaced by another, while it was "
+            f"{self.path} is not there any more: it was deleted or moved, or replaced by another, while it was "
             "open; put it back, or restart what uses it"
         ) from reason
 
@@ -126,7 +124,7 @@ class QueueFile:
         self.check(is_commit=True)
         if self._has_lost_its_wal and not self._rescue():
             raise BackendUnavailableError(
-                f"{self._path}-wal was replaced by another file while it was open, and what was written into it last "
+                f"{self.path}-wal was replaced by another file while it was open, and what was written into it last "
                 "is lost; nothing of this call is stored: try again, and see what deletes that file"
             )
 
@@ -140,12 +138,12 @@ class QueueFile:
     def _open(self) -> None:
         if not self._in_memory:
             self.check()
-            create_private_file(Path(self._path))
+            create_private_file(Path(self.path))
         try:
-            _forks.enter(self._holder, id(self) if self._in_memory else identity_of(self._path))
+            _forks.enter(self._holder, id(self) if self._in_memory else identity_of(self.path))
         except _forks.InheritedError:
             raise BackendError(
-                f"{self._path} was open when this process was forked, and could not be closed in time: in this "
+                f"{self.path} was open when this process was forked, and could not be closed in time: in this "
                 "process SQLite would take no locks on it. Start such processes with subprocess, or with "
                 'multiprocessing.get_context("spawn")'
             ) from None
@@ -161,20 +159,19 @@ class QueueFile:
             raise
 
     def _prepare(self, handle: PatientConnection) -> None:
-        prepare(handle, self._path)
+        prepare(handle, self.path)
         install(handle)
-        self.synchronous = ""
         if not self._in_memory:
-            self._identity = identity_of(self._path)
-            self._is_guarded = guard.hold(self._path, self._identity)
+            self._identity = identity_of(self.path)
+            self._is_guarded = guard.hold(self.path, self._identity)
             handle.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()  # SQLite opens the -wal file
             with contextlib.suppress(FileNotFoundError):
-                self._wal_identity = identity_of(f"{self._path}-wal")
+                self._wal_identity = identity_of(f"{self.path}-wal")
             self._has_lost_its_wal = False
 
     def _has_its_wal(self) -> bool:
         try:
-            return self._wal_identity is None or identity_of(f"{self._path}-wal") == self._wal_identity
+            return self._wal_identity is None or identity_of(f"{self.path}-wal") == self._wal_identity
         except FileNotFoundError:
             return False
 
@@ -186,7 +183,7 @@ class QueueFile:
         """
         assert self._handle is not None
         written = False
-        if not os.path.exists(f"{self._path}-wal"):
+        if not os.path.exists(f"{self.path}-wal"):
             busy, in_wal, in_file = self._handle.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             written = not busy and in_wal == in_file
         self.close(checkpoint=False)

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from sitq.backends.inspect import Counts, Finding, PayloadFormat, TaskDetails, TaskInfo
 from sitq.backends.sqlite import examination, mending
-from sitq.backends.sqlite.connection import Job
+from sitq.backends.sqlite.jobs import ReadJob
 from sitq.backends.sqlite.listing import Connected, Query, decoded, walk
-from sitq.backends.sqlite.statements import STATUSES, Row
+from sitq.backends.sqlite.statements import Row
 from sitq.errors import BackendCorruptError
-from sitq.models import Status, from_micros
+from sitq.models import STATUSES, Status, from_micros
 
 MINUTE_MICROS = 60_000_000
 
@@ -36,7 +36,8 @@ _COUNTS = """
 
 _OLDEST = 7  # which of them is a time
 
-_INFO = """task_id, name, status, attempt, max_attempts, error, enqueued_at,
+# A run that was retried by a policy has raised max_attempts by one: what is shown is what was asked for.
+_INFO = """task_id, name, status, attempt, max_attempts - failures, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
     started_at, finished_at"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"
@@ -62,7 +63,7 @@ class Inspection:
 
     async def counts(self: _Backend) -> Counts:
         """Counts the tasks, in one pass over the file. Half a second for a million of them."""
-        return await self._connected().call(Job(lambda connection, now, _: _counts(connection, now)))
+        return await self._connected().call(ReadJob(lambda connection, now: _counts(connection, now)))
 
     async def show(self: _Backend, task_id: str) -> TaskDetails | None:
         """Looks at one task; ``None`` where there is no such task.
@@ -70,11 +71,11 @@ class Inspection:
         Raises:
             BackendCorruptError: Its row holds what sitq did not write.
         """
-        return await self._connected().call(Job(lambda connection, *_: _show(connection, task_id)))
+        return await self._connected().call(ReadJob(lambda connection, _: _show(connection, task_id)))
 
     async def find_ids(self: _Backend, prefix: str, *, limit: int) -> Sequence[str]:
         """Returns the ids that begin with ``prefix``, in their order, up to ``limit`` of them."""
-        return await self._connected().call(Job(lambda connection, *_: _ids(connection, prefix, limit)))
+        return await self._connected().call(ReadJob(lambda connection, _: _ids(connection, prefix, limit)))
 
     async def retry(self: _Backend, task_ids: Sequence[str]) -> Sequence[str]:
         """Makes tasks pending again, due now; returns the ids of those. 500 in a transaction."""
@@ -100,7 +101,7 @@ class Inspection:
     async def payload_formats(self: _Backend, mark: bytes) -> Sequence[PayloadFormat]:
         """Counts the unfinished tasks by the format of their payload, and those that hold ``mark``."""
         rows = await self._connected().call(
-            Job(lambda connection, *_: connection.execute(_FORMATS, (mark,)).fetchall())
+            ReadJob(lambda connection, _: connection.execute(_FORMATS, (mark,)).fetchall())
         )
         return [PayloadFormat(*row) for row in rows]
 
@@ -110,7 +111,7 @@ class Inspection:
         Reads the whole file, and keeps other callers of this backend object waiting meanwhile.
         """
         path = self._path
-        return await self._connected().call(Job(lambda connection, now, _: examination.examine(connection, path, now)))
+        return await self._connected().call(ReadJob(lambda connection, now: examination.examine(connection, path, now)))
 
     async def list(
         self: _Backend,

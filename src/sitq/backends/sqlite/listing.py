@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sitq.backends.sqlite.connection import Job
-from sitq.backends.sqlite.statements import Row
+from sitq.backends.sqlite.jobs import Job, ReadJob
+from sitq.backends.sqlite.statements import DUE_ROWS, LAST_OR_SPENT_ROWS, Row
 from sitq.models import FINISHED, Status
 
 ROWS_PER_LOOK = 10_000
@@ -65,19 +65,14 @@ class _Order:
 
 _BY_KEY = _Order("tasks NOT INDEXED WHERE 1", "0, id", "id < :id", "id >= :last_id", "id DESC")
 # By way of the two indexes of the live rows (see schema.py). It reads all of them: if there are many,
-# the newest of them are found sooner among the newest rows.
+# the newest of them are found sooner among the newest rows. (A task of a named queue is in neither: what
+# stores the first one in a file will make indexes for it.)
 _LIVE = _Order(
-    """tasks WHERE id IN (
-        SELECT id FROM tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1
-        UNION ALL
-        SELECT id FROM tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1)""",
+    f"tasks WHERE id IN (SELECT id FROM {DUE_ROWS} UNION ALL SELECT id FROM {LAST_OR_SPENT_ROWS})",
     *("0, id", "id < :id", "id >= :last_id", "id DESC"),
 )
 _MANY_LIVE = f"""
-    SELECT 1 FROM (
-        SELECT 1 FROM tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1
-        UNION ALL
-        SELECT 1 FROM tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1)
+    SELECT 1 FROM (SELECT 1 FROM {DUE_ROWS} UNION ALL SELECT 1 FROM {LAST_OR_SPENT_ROWS})
     LIMIT 1 OFFSET {ROWS_PER_LOOK}
 """
 _BY_END = _Order(
@@ -125,10 +120,10 @@ async def walk(connection: Connected, query: Query, columns: str, limit: int = 2
     found: list[Row] = []
     last: Row | None
     try:
-        search = await connection.call(Job(lambda sqlite, now, _: _begin(sqlite, now, query)))
+        search = await connection.call(ReadJob(lambda sqlite, now: _begin(sqlite, now, query)))
         while True:
             left = limit - len(found)
-            rows, last = await connection.call(Job(lambda sqlite, *_: search.piece(sqlite, columns, left)))  # noqa: B023
+            rows, last = await connection.call(ReadJob(lambda sqlite, _: search.piece(sqlite, columns, left)))  # noqa: B023
             found += rows
             if last is None or len(found) >= limit:
                 return found

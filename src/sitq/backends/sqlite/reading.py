@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote
 
-from sitq.backends.sqlite.connection import Job
 from sitq.backends.sqlite.inspection import Inspection
-from sitq.backends.sqlite.schema import _checked_version
+from sitq.backends.sqlite.jobs import Job
+from sitq.backends.sqlite.schema import SCHEMA_VERSION, _checked_version
 from sitq.backends.sqlite.statements import install
 from sitq.backends.sqlite.translation import translate
 from sitq.errors import BackendReadOnlyError, BackendUnavailableError
@@ -50,7 +50,7 @@ class Reader(Inspection):
             BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
             BackendVersionError: The file was written by a newer sitq.
         """
-        if job.changes:
+        if job.writes:
             raise BackendReadOnlyError(f"{self._path}: this user cannot write it")
         for _ in range(LOOKS):
             state, failure, found = self._state(), None, None
@@ -79,7 +79,12 @@ class Reader(Inspection):
         uri = f"file:{quote(os.fsencode(self._path))}?mode=ro&{how}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
-            _checked_version(connection, self._path)
+            version = _checked_version(connection, self._path)
+            if 0 < version < SCHEMA_VERSION:
+                raise BackendReadOnlyError(
+                    f"{self._path} has schema version {version}, this sitq reads version {SCHEMA_VERSION}, and this "
+                    "user cannot write the file: have a user open it once who can"
+                )
             install(connection)  # in memory: what would change something finds its view, and is refused above
             return job.read(connection, int(self._clock() * 1_000_000), frozenset())
         finally:

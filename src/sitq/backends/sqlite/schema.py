@@ -16,8 +16,18 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 # indexes by whether their next attempt is an ordinary one: one kind never has to be scanned past to
 # reach the other, and the statement of the hot path has no cases. A third one finds those whose next
 # attempt is not permitted behind those that wait for their last. (They are in `tasks_last` as well,
-# for a process of version 1 may have the file open.) The form of the conditions matters: with the sum
-# on the left, SQLite 3.40 does not see that a query implies them.
+# because a process of version 1 may have had the file open.) The form of the conditions matters: with the
+# sum on the left, SQLite 3.40 does not see that a query implies them.
+#
+# Version 3 makes room for named queues and priorities. A task of the default queue at the default priority
+# has neither; the two indexes hold only those, so that tasks of other queues will cost the others nothing.
+# A process of version 2 that has the file open meanwhile can go on to store, renew and finish; SQLite refuses
+# its reservations, because the indexes that they name no longer cover what they ask for. So it can take
+# nothing that it does not understand, until it is restarted with this version.
+#
+# What an ability needs beside that (columns, indexes, triggers) will be made at its first use in a file,
+# and noted in a table ``features (name TEXT PRIMARY KEY, version INTEGER)``, which is made together with the
+# first of them, and not before: idle indexes cost every task, and an empty table would say nothing.
 MIGRATIONS = (
     """
     CREATE TABLE tasks (
@@ -47,6 +57,17 @@ MIGRATIONS = (
     """
     CREATE INDEX tasks_spent ON tasks (available_at, id)
         WHERE finished_at IS NULL AND max_attempts <= attempt;
+    """,
+    """
+    ALTER TABLE tasks ADD COLUMN queue TEXT;
+    ALTER TABLE tasks ADD COLUMN priority INTEGER;
+    ALTER TABLE tasks ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX tasks_due;
+    DROP INDEX tasks_last;
+    CREATE INDEX tasks_due ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts > attempt + 1 AND queue IS NULL;
+    CREATE INDEX tasks_last ON tasks (available_at, id)
+        WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND queue IS NULL;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)

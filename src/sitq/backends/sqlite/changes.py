@@ -1,0 +1,134 @@
+"""The changes of state, as records: what each operation has to know, and nothing else.
+
+The fields of all of them together are the columns of the temporary view ``change`` (see
+``statements``). So a name means the same in each record that has it:
+
+================  ==================================================================================
+field             what it holds
+================  ==================================================================================
+id                the key of the task's row
+claim             the token of a reservation: the new one's, or the one under which the task is held
+available_at      when the task is due, or when its lease ends (the column of the same name)
+task_id           the task's id
+name              what the call is named
+format            what wrote the payload
+payload           the serialized call
+max_attempts      how often the task may be started
+status            how the task ended
+result            the serialized return value
+error             ``"ExceptionType: message"``
+traceback         the formatted traceback
+counts            whether a run that is retried counts as one of the task's failures
+max_rows          how many tasks to reserve or to delete at most
+alone             whether the caller holds no other task
+finished_before   tasks that finished before this moment are deleted
+call              a token of the call, by which it finds its notes; ``None`` if it does not ask
+================  ==================================================================================
+
+Moments are microseconds since 1970 UTC. When the changes are made is the same for all changes of a
+batch, and no field.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class StoreTask(NamedTuple):
+    """Stores a task."""
+
+    task_id: str
+    name: str
+    format: str
+    payload: bytes
+    max_attempts: int
+    available_at: int
+
+
+class Reserve(NamedTuple):
+    """Gives out due tasks, and fails those whose attempts are spent."""
+
+    claim: int
+    available_at: int
+    max_rows: int
+    alone: bool
+
+
+class Renew(NamedTuple):
+    """Moves the end of a lease."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+
+
+class Succeed(NamedTuple):
+    """Records a result."""
+
+    id: int | str
+    claim: int | str
+    result: bytes | None
+
+
+class Fail(NamedTuple):
+    """Records that a task ended without a result."""
+
+    id: int | str
+    claim: int | str
+    status: Literal["failed", "cancelled"]
+    error: str | None
+    traceback: str | None
+
+
+class RetryLater(NamedTuple):
+    """Makes a task that raised pending again, by a policy: a raise is not the death of a worker."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+    error: str | None
+    traceback: str | None
+    counts: bool
+
+
+class StoreThen(NamedTuple):
+    """Stores a task if another one, of which ``id`` and ``claim`` are, is held."""
+
+    id: int | str
+    claim: int | str
+    task_id: str
+    name: str
+    format: str
+    payload: bytes
+    max_attempts: int
+    available_at: int
+
+
+class Release(NamedTuple):
+    """Gives a task back, due at once and the attempt unspent."""
+
+    id: int | str
+    claim: int | str
+
+
+class Prune(NamedTuple):
+    """Deletes some tasks that finished long ago."""
+
+    finished_before: int
+    max_rows: int
+    call: int | None
+
+
+class Retry(NamedTuple):
+    """Makes a failed, cancelled or abandoned task pending again, as if it had never been run; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Cancel(NamedTuple):
+    """Finishes a pending or abandoned task without running it; by hand."""
+
+    task_id: str
+    call: int
+
+
+type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel
