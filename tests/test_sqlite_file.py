@@ -135,6 +135,17 @@ async def test_a_failed_row_holds_error_and_traceback(backend: SQLiteBackend, pa
     assert (row["status"], row["result"], row["error"], row["traceback"]) == ("failed", None, "E: no", "Traceback …")
 
 
+async def test_a_cancelled_row_has_an_end_and_nothing_of_a_run(backend: SQLiteBackend, path: Path) -> None:
+    """It was never run, so nobody has a claim to it, and there is neither a result nor an error."""
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+        await backend.cancel(["task"])
+    (row,) = rows(path)
+    assert row["status"] == "cancelled"
+    assert row["finished_at"] >= row["enqueued_at"]
+    assert [row[column] for column in ("claim", "started_at", "result", "error", "traceback")] == [None] * 5
+
+
 async def test_a_database_in_memory_lives_as_long_as_its_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +214,26 @@ async def test_the_cost_of_a_last_attempt_does_not_grow_with_the_others_that_wai
             await on_connection(backend, lambda it: it.set_progress_handler(None, 1))
             steps.append(next(count))
     assert steps[1] < steps[0] + 1000
+
+
+async def test_a_reservation_goes_along_its_indexes(backend: SQLiteBackend) -> None:
+    """No statement of it, nor of the triggers that carry it out, scans the table or sorts."""
+    async with connected(backend):
+        await backend.enqueue([new_task(f"due-{n}") for n in range(5)])
+        await backend.enqueue([new_task("last", max_attempts=1)])
+        statements: list[str] = []
+        await on_connection(backend, lambda connection: connection.set_trace_callback(statements.append))
+        assert len((await backend.reserve(3, lease=HOUR, alone=True)).tasks) == 3
+
+        def plans(connection: sqlite3.Connection) -> list[str]:
+            connection.set_trace_callback(None)
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_TRIGGER_EQP, True)
+            asked = [sql for sql in statements if sql.split()[0] in ("SELECT", "INSERT") and "FROM note" not in sql]
+            return [row[3] for sql in asked for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+
+        steps = await on_connection(backend, plans)
+    assert all(any(index in step for step in steps) for index in ("tasks_due", "tasks_last", "tasks_spent"))
+    assert [step for step in steps if step.startswith(("SCAN tasks", "USE TEMP")) and "INDEX tasks_" not in step] == []
 
 
 async def test_a_file_of_the_first_schema_version_is_brought_up_to_date(path: Path) -> None:
