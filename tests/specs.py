@@ -1,4 +1,4 @@
-"""Reads the specs: scenarios, the tests that they name, and tables; and says what is wrong with them."""
+"""Reads the specs: their scenarios, the tests that these name, and tables; and says what is wrong with them."""
 
 import ast
 import re
@@ -93,3 +93,28 @@ def problems(text: str, root: Path = ROOT, *, proposed: bool = False) -> list[st
             found.append(f"{place}it names no test")
         found += [place + reason for test in scenario.tests if (reason := why_unresolved(test, root))]
     return found
+
+
+def tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """Returns the tables of a page by the heading above them, each as rows by the heads of their columns.
+
+    What stands in one pair of backticks, and nothing else, is given without them.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    heading, heads = "", list[str]()
+    for line in text.splitlines():
+        if match := _HEADING.match(line):
+            heading = match[3]
+        if not line.startswith("|"):
+            heads = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not heads:
+            heads = cells
+        elif not set(line) <= set("|-"):
+            found.setdefault(heading, []).append(dict(zip(heads, (_plain(cell) for cell in cells), strict=True)))
+    return found
+
+
+def _plain(cell: str) -> str:
+    return cell[1:-1] if re.fullmatch(r"`[^`]*`", cell) else cell
