@@ -24,6 +24,7 @@ from sitq import (
 from sitq.models import Outcome, Reservation
 from tests.specs import CHANGES, SPECS, problems, scenarios, tables
 from tests.support import DEADLINE_SECONDS, ROOT, add, rows
+from tests.test_rooms import ROOMS
 from tests.worker_tasks import execute
 
 
@@ -279,6 +280,14 @@ def test_the_spec_has_the_numbers(row: dict[str, str]) -> None:
     module, _, name = row["constant"].partition(":")
     number, _, unit = row["value"].partition(" ")
     assert getattr(importlib.import_module(module), name) == float(number.replace(",", "")) * UNITS.get(unit, 1)
+
+
+def test_the_page_of_the_project_names_every_room() -> None:
+    """Whoever looks for the place of something finds each module and package that is a layer of imports."""
+    named = {row["room"] for row in tables((ROOT / "openspec" / "project.md").read_text(encoding="utf-8"))["Rooms"]}
+    for room in ROOMS:
+        path = room.removeprefix("sitq.").replace(".", "/")
+        assert named & {f"{path}.py", f"{path}/"}, f"{room} is not in openspec/project.md"
 
 
 def test_no_table_of_the_spec_is_left_out() -> None:
