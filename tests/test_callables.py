@@ -5,6 +5,7 @@ import importlib.util
 import json
 import operator
 import textwrap
+import threading
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -312,6 +313,33 @@ def test_every_kind_of_callable_runs_in_another_process(run_elsewhere: Outcomes,
     outcome = run_elsewhere[kind]
     assert isinstance(outcome, Result), outcome
     assert outcome.unwrap() == KINDS[kind][2]
+
+
+class Own(partial[Any]):
+    """A partial whose call tells the thread in which it is made."""
+
+    def __call__(self, /) -> int:
+        """Does not call its function."""
+        return threading.get_ident()
+
+
+class OwnCoroutine(partial[Any]):
+    """The same, as a coroutine."""
+
+    async def __call__(self, /) -> int:
+        """Does not call its function."""
+        return threading.get_ident()
+
+
+async def test_a_partial_that_calls_in_its_own_way_blocks_no_loop(queue: TaskQueue, backend: SQLiteBackend) -> None:
+    """Its call is made in a thread, unless it is a coroutine function, whatever its function is."""
+    threads = []
+    async with Worker(backend):
+        for func in (Own(add), OwnCoroutine(multiply)):
+            result = await queue.get_result(await queue.enqueue(func))
+            assert result is not None
+            threads.append(result.unwrap())
+    assert [thread == threading.get_ident() for thread in threads] == [False, True]
 
 
 @pytest.mark.parametrize("kind", OF_MAIN)

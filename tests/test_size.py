@@ -19,7 +19,7 @@ BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending")
 BESIDE += ("backends/sqlite/contents", "backends/sqlite/reading")
 """What is not among the named rooms of the core: faces above it, leaves below it, and what looks in from beside."""
 
-MAX_STATEMENTS = 2_730  # SPEC_v1.md, section 23, says why it is not 2,200
+MAX_STATEMENTS = 2_730  # openspec/decisions.md says why it is not 2,200
 MAX_LINES = 400
 MAX_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 MAX_ATTRIBUTES = 12

@@ -17,6 +17,7 @@ from sitq.backends.sqlite import schema
 from sitq.models import Outcome, to_micros
 from tests.faults import connected, new_task, on_connection, outside, run_python
 from tests.support import add, rows
+from tests.worker_tasks import gate, wait_at
 
 COLUMNS = [
     "id", "task_id", "status", "name", "attempt", "max_attempts", "enqueued_at", "available_at",
@@ -136,6 +137,17 @@ async def test_a_failed_row_holds_error_and_traceback(backend: SQLiteBackend, pa
     assert (row["status"], row["result"], row["error"], row["traceback"]) == ("failed", None, "E: no", "Traceback …")
 
 
+async def test_a_cancelled_row_has_an_end_and_nothing_of_a_run(backend: SQLiteBackend, path: Path) -> None:
+    """It was never run, so nobody has a claim to it, and there is neither a result nor an error."""
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+        await backend.cancel(["task"])
+    (row,) = rows(path)
+    assert row["status"] == "cancelled"
+    assert row["finished_at"] >= row["enqueued_at"]
+    assert [row[column] for column in ("claim", "started_at", "result", "error", "traceback")] == [None] * 5
+
+
 async def test_a_database_in_memory_lives_as_long_as_its_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +218,26 @@ async def test_the_cost_of_a_last_attempt_does_not_grow_with_the_others_that_wai
     assert steps[1] < steps[0] + 1000
 
 
+async def test_a_reservation_goes_along_its_indexes(backend: SQLiteBackend) -> None:
+    """No statement of it, nor of the triggers that carry it out, scans the table or sorts."""
+    async with connected(backend):
+        await backend.enqueue([new_task(f"due-{n}") for n in range(5)])
+        await backend.enqueue([new_task("last", max_attempts=1)])
+        statements: list[str] = []
+        await on_connection(backend, lambda connection: connection.set_trace_callback(statements.append))
+        assert len((await backend.reserve(3, lease=HOUR, alone=True)).tasks) == 3
+
+        def plans(connection: sqlite3.Connection) -> list[str]:
+            connection.set_trace_callback(None)
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_TRIGGER_EQP, True)
+            asked = [sql for sql in statements if sql.split()[0] in ("SELECT", "INSERT") and "FROM note" not in sql]
+            return [row[3] for sql in asked for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+
+        steps = await on_connection(backend, plans)
+    assert all(any(index in step for step in steps) for index in ("tasks_due", "tasks_last", "tasks_spent"))
+    assert [step for step in steps if step.startswith(("SCAN tasks", "USE TEMP")) and "INDEX tasks_" not in step] == []
+
+
 def test_a_backend_that_was_never_closed_lets_the_process_exit(path: Path) -> None:
     """A script that forgets to close exits with status 0, and its task is in the file, not only in the -wal file."""
     code = """
@@ -217,3 +249,60 @@ asyncio.run(TaskQueue(SQLiteBackend(sys.argv[1])).enqueue(add, 1, 2))
     run_python(code, path)
     Path(f"{path}-wal").unlink(missing_ok=True)
     assert len(rows(path)) == 1
+
+
+async def test_a_path_means_the_same_file_wherever_the_program_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made absolute, and a link is followed, when the backend is made."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "real" / "queue.db")
+    monkeypatch.chdir(tmp_path)
+    backend = SQLiteBackend("link.db")
+    monkeypatch.chdir("/")
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+    assert [row["task_id"] for row in rows(tmp_path / "real" / "queue.db")] == ["task"]
+
+
+BY_HAND = """
+    UPDATE tasks SET status = 'pending', attempt = 0, available_at = enqueued_at, started_at = NULL,
+        finished_at = NULL, claim = NULL, error = NULL, traceback = NULL
+    WHERE status = 'failed'
+"""
+"""What SPEC_v1.md permits another client to do with a task that has failed."""
+
+
+async def test_a_failed_task_may_be_retried_by_hand(backend: SQLiteBackend, path: Path) -> None:
+    """And a row like it may be inserted: both are run like any other, as their first attempt."""
+    async with TaskQueue(backend) as queue:
+        task_id = await queue.enqueue(divmod, 1, 0)
+        await Worker(backend).drain()
+        with outside(path) as connection:
+            payload = connection.execute("SELECT payload FROM tasks").fetchone()
+            connection.execute(BY_HAND)
+            connection.execute(
+                "INSERT INTO tasks (task_id, max_attempts, enqueued_at, available_at, format, payload)"
+                " SELECT 'by hand', max_attempts, enqueued_at, available_at, format, ? FROM tasks",
+                payload,
+            )
+        assert await Worker(backend).drain() == 2
+        results = [await queue.get_result(each, timeout=0) for each in (task_id, "by hand")]
+    assert [(result and result.status, result and result.attempt) for result in results] == [("failed", 1)] * 2
+
+
+async def test_what_another_client_deletes_is_gone(
+    backend: SQLiteBackend, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A waiting task is unknown and not run; the outcome of a running one is discarded, and its worker says so."""
+    async with TaskQueue(backend) as queue:
+        waiting = await queue.enqueue(add, 1, 2, eta=timedelta(hours=1))
+        async with Worker(backend) as worker:
+            with gate() as here:
+                running = await queue.enqueue(wait_at, "gate")
+                await here.arrived()
+                with outside(path) as connection:
+                    connection.execute("DELETE FROM tasks")
+            await worker.stop()
+        assert [await queue.get_result(task_id, timeout=0) for task_id in (waiting, running)] == [None, None]
+    assert any(running in record.getMessage() for record in caplog.records if record.levelname == "WARNING")

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sitq import BackendError, BackendUnavailableError, SQLiteBackend, TaskQueue, Worker
-from sitq.models import Reservation
+from sitq import BackendError, BackendUnavailableError, ReservedTask, SQLiteBackend, TaskQueue, Worker
+from sitq.models import Outcome, Reservation
 from tests.faults import (
     Clock,
     assert_healthy,
@@ -189,6 +189,31 @@ async def test_a_worker_survives_its_file(sick: SQLiteBackend, path: Path, runs:
     assert warnings("will run again")
     assert runs.lines() == ["held"]
     assert not os.path.exists(path)  # noqa: ASYNC240
+
+
+class AnswersNot(SQLiteBackend):
+    """Records outcomes, and the first time its answer is lost on the way."""
+
+    calls = 0
+
+    async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
+        """Records, and may fail after the commit."""
+        self.calls += 1
+        not_held = await super().mark_success(outcomes)
+        if self.calls == 1:
+            raise BackendUnavailableError("no answer")
+        return not_held
+
+
+async def test_an_outcome_that_was_recorded_but_not_heard_counts(path: Path, runs: Runs, warnings: Warnings) -> None:
+    """The worker tries again and is not told that it lost its claim: the task is finished, and has run once."""
+    backend = AnswersNot(path)
+    async with TaskQueue(backend) as queue, Worker(backend, lease=HOUR) as worker:
+        await succeed(queue, await queue.enqueue(log_async, runs, "once"))
+        await worker.stop()
+    assert backend.calls == 2
+    assert runs.lines() == ["once"]
+    assert len(warnings("recording 1 outcomes failed")) == len(warnings("")) == 1
 
 
 class FailsOnce(SQLiteBackend):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,9 @@ async def test_a_drain_in_the_wrong_folder_leaves_the_queue_alone(
     async with TaskQueue(backend) as queue:
         for _ in range(60):
             await queue.enqueue("module_that_is_elsewhere:f")
-        with pytest.raises(SerializationError, match=r"module_that_is_elsewhere.*start the worker in the folder"):
+        with pytest.raises(SerializationError, match=r"module_that_is_elsewhere.*start the worker in") as caught:
             await Worker(backend, max_concurrency=slots).drain()
+        assert repr(sys.path[0]) in str(caught.value)
     found = [(row["status"], row["attempt"]) for row in rows(path)]
     assert sorted(set(found)) == [("failed", 1), ("pending", 0)]
     assert found.count(("failed", 1)) == TRIES_TO_LOAD

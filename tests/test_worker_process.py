@@ -31,8 +31,8 @@ import asyncio, json, logging, signal, sys, time
 from sitq import SQLiteBackend, TaskQueue, Worker
 path, log, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 logging.basicConfig(filename=log, level=logging.INFO)
-ahead = options.pop("ahead", 0)
-backend = SQLiteBackend(path, clock=lambda: time.time() + ahead)
+ahead, lines, runs = (options.pop(name, None) for name in ("ahead", "lines", "runs"))
+backend = SQLiteBackend(path, clock=lambda: time.time() + (ahead or 0))
 worker = Worker(backend, **options)
 """
 
@@ -345,6 +345,35 @@ async def test_processes_that_drain_one_file_run_each_task_once(
     assert sum(int(out) for _, out, _ in ended) == 300
     assert runs.count() == {str(n): 1 for n in range(300)}
     assert {(row["status"], row["attempt"]) for row in rows(path)} == {("success", 1)}
+
+
+PRODUCE = """
+from pathlib import Path
+from tests.support import Runs, log_async
+async def main():
+    async with TaskQueue(backend) as queue:
+        for line in lines:
+            await queue.enqueue(log_async, Runs(Path(runs)), line)
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_enqueue_and_processes_that_work_share_one_file(
+    path: Path, runs: Runs, start: Start
+) -> None:
+    """Three enqueue while three others reserve and complete: no call fails, and each task is run once."""
+    workers = [start(SERVE, max_concurrency=3) for _ in range(3)]
+    for worker in workers:
+        await worker.logged("worker started")
+    producers = [start(PRODUCE, runs=str(runs.path), lines=list(range(n, 150, 3))) for n in range(3)]
+    assert [await producer.ended() for producer in producers] == [(0, "", "")] * 3
+    await until(lambda: [row["status"] for row in rows(path)] == ["success"] * 150)
+    for worker in workers:
+        worker.popen.terminate()
+        assert await worker.ended() == (0, "", "")
+        assert "WARNING" not in worker.log.read_text()
+    assert runs.count() == {str(n): 1 for n in range(150)}
+    assert {row["attempt"] for row in rows(path)} == {1}
 
 
 BY_HAND = """
