@@ -237,8 +237,8 @@ def test_status_counts_what_stands_beside_the_file(filled: Filled) -> None:
     """Who looks how large a queue is has to see the -wal file as well."""
     with outside(filled.path) as connection:
         connection.execute(
-            "INSERT INTO tasks SELECT NULL, 'x', status, name, 0, 5, 0, 0, NULL, NULL, NULL, '', "
-            "zeroblob(2000000), NULL, NULL, NULL FROM tasks LIMIT 1"
+            "INSERT INTO tasks (task_id, max_attempts, enqueued_at, available_at, payload) "
+            "VALUES ('x', 5, 0, 0, zeroblob(2000000))"
         )
         size = os.stat(f"{filled.path}-wal").st_size
         assert size > 2_000_000

@@ -96,7 +96,10 @@ class Runner:
             ended = None
         except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
             ended = failure(held.task, error)
-        self._on_end(held, ended)
+        if (
+            asyncio._get_running_loop() is not None
+        ):  # else the loop was closed under the task: nobody is left to be told
+            self._on_end(held, ended)
 
 
 def _raise(error: BaseException) -> Any:
