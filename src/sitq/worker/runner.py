@@ -98,7 +98,7 @@ class Runner:
             ended = failure(held.task, error)
         if (
             asyncio._get_running_loop() is not None
-        ):  # else the loop was closed under the task: nobody is left to be told
+        ):  # else it was closed under the task
             self._on_end(held, ended)
 
 
