@@ -96,9 +96,7 @@ class Runner:
             ended = None
         except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
             ended = failure(held.task, error)
-        if (
-            asyncio._get_running_loop() is not None
-        ):  # else it was closed under the task
+        if asyncio._get_running_loop() is not None:  # else it was closed under the task
             self._on_end(held, ended)
 
 
