@@ -78,7 +78,6 @@ def work(path: Path) -> None:
 def fork_and_enqueue(path: Path, acknowledged: Runs, runs: Runs, *, children: int) -> None:
     """A program whose threads enqueue while it forks; some of its children are killed, others work."""
     warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is the point
-    chance = random.Random(children)
     queue = SyncTaskQueue(SQLiteBackend(path))
     stop = threading.Event()
 
@@ -89,6 +88,18 @@ def fork_and_enqueue(path: Path, acknowledged: Runs, runs: Runs, *, children: in
     threads = [threading.Thread(target=go_on) for _ in range(2)]
     for thread in threads:
         thread.start()
+    try:
+        fork_children(path, acknowledged, runs, queue, children)
+    finally:
+        stop.set()  # or a failure would leave a program that never ends
+        for thread in threads:
+            thread.join()
+    queue.close()
+
+
+def fork_children(path: Path, acknowledged: Runs, runs: Runs, queue: SyncTaskQueue, children: int) -> None:
+    """Forks one child after the other; each enqueues or works, and must end well unless it is killed."""
+    chance = random.Random(children)
     context = multiprocessing.get_context("fork")
     for n in range(children):
         inherited = queue if n % 2 else None
@@ -102,11 +113,7 @@ def fork_and_enqueue(path: Path, acknowledged: Runs, runs: Runs, *, children: in
             child.kill()
         look(path)
         child.join()
-        assert child.exitcode == 0 or n % 3 == 2, child.exitcode
-    stop.set()
-    for thread in threads:
-        thread.join()
-    queue.close()
+        assert child.exitcode == 0 or n % 3 == 2, (n, child.exitcode)
 
 
 def daemonize(path: Path, acknowledged: Runs, runs: Runs) -> None:
