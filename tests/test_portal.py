@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
 from sitq import BackendError
 from sitq._portal import Portal
+from tests.scripts import run_script
 
 
 async def where() -> tuple[asyncio.AbstractEventLoop, str]:
@@ -69,3 +71,58 @@ def test_a_portal_into_a_loop_that_has_ended_says_so() -> None:
     loop.close()
     with pytest.raises(BackendError, match="closed"):
         Portal(loop).call(nothing)
+
+
+def test_a_signal_handler_may_call_and_close_in_the_middle_of_a_call() -> None:
+    """It interrupts the thread that waits, works with the same portal, and the call that waited ends."""
+    printed = run_script(
+        """
+        import asyncio, signal, threading
+        from sitq import BackendError
+        from sitq._portal import Portal
+
+        portal = Portal()
+
+        async def answer():
+            return "answered"
+
+        async def wait():
+            # From the loop's thread: Python runs the handler in the main thread, which waits for this.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            await asyncio.Event().wait()
+
+        async def nothing():
+            pass
+
+        def handle(*_):
+            print(portal.call(answer))
+            portal.close(nothing)
+
+        signal.signal(signal.SIGUSR1, handle)
+        try:
+            portal.call(wait)
+        except BackendError as error:
+            print(error)
+        print(portal.call(answer))
+        portal.close(nothing)
+        """
+    )
+    assert printed.splitlines() == ["answered", "the SyncTaskQueue was closed while this call waited", "answered"]
+
+
+def test_a_signal_handler_may_call_while_a_call_is_handed_over() -> None:
+    """The lock is held then, by the same thread: both calls get their answer."""
+    portal = Portal()
+    loop, _ = portal.call(where)
+    hand_over = loop.call_soon_threadsafe
+    inner: list[object] = []
+
+    def interrupted(*args: Any) -> None:
+        loop.call_soon_threadsafe = hand_over  # type: ignore[method-assign]
+        inner.append(portal.call(where)[0])
+        hand_over(*args)
+
+    loop.call_soon_threadsafe = interrupted  # type: ignore[assignment]
+    assert portal.call(where)[0] is loop
+    assert inner == [loop]
+    portal.close(nothing)

@@ -4,7 +4,7 @@ from typing import Any
 
 from sitq.errors import SerializationError
 from sitq.serializers.base import Serializer
-from sitq.serializers.calls import Call, import_callable
+from sitq.serializers.calls import NO_OPTIONS, Call, import_callable
 from sitq.serializers.refusals import unserializable
 
 
@@ -18,7 +18,7 @@ def dump_call(serializer: Serializer, call: Call) -> bytes:
         SerializationError: Something in it cannot be serialized; the message names it.
     """
     envelope: dict[str, Any] = {"func": call.func, "args": call.args, "kwargs": call.kwargs, "context": call.context}
-    if call.options:
+    if call.options is not NO_OPTIONS and call.options:
         envelope["options"] = dict(call.options)
     try:
         return serializer.dumps(envelope)
