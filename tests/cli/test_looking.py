@@ -238,7 +238,7 @@ def test_status_counts_what_stands_beside_the_file(filled: Filled) -> None:
     with outside(filled.path) as connection:
         connection.execute(
             "INSERT INTO tasks SELECT NULL, 'x', status, name, 0, 5, 0, 0, NULL, NULL, NULL, '', "
-            "zeroblob(2000000), NULL, NULL, NULL FROM tasks LIMIT 1"
+            "zeroblob(2000000), NULL, NULL, NULL, NULL, NULL, 0 FROM tasks LIMIT 1"
         )
         size = os.stat(f"{filled.path}-wal").st_size
         assert size > 2_000_000

@@ -206,7 +206,7 @@ async def test_a_task_that_is_given_back_keeps_its_place(path: Path) -> None:
 
 
 async def test_a_close_behind_several_reservations_answers_all_of_them(path: Path) -> None:
-    """A hop takes one reservation, but nothing is queued behind the close."""
+    """A batch takes one reservation, but nothing is queued behind the close."""
     backend = SQLiteBackend(path)
     await backend.connect()
     await backend.enqueue([new_task(str(n)) for n in range(9)])
