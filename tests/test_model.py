@@ -26,8 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import sitq.backends.sqlite as sqlite_backend
 from sitq import ReservedTask, SQLiteBackend
+from sitq.backends.sqlite import pruning
 from sitq.models import Outcome
 from tests.faults import assert_healthy, new_task
 
@@ -292,7 +292,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def prune_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished tasks go as soon as they may, so that the model knows when."""
-    monkeypatch.setattr(sqlite_backend, "PRUNE_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(pruning, "PRUNE_PAUSE_SECONDS", 0.0)
 
 
 @pytest.mark.timeout(400)  # a failure takes its time to find the shortest example
