@@ -350,9 +350,7 @@ async def test_a_file_that_was_replaced_is_left_alone(path: Path) -> None:
         ("name", b"\xff"),
     ],
 )
-async def test_a_row_of_anothers_making_does_not_stop_its_neighbours(
-    path: Path, runs: Runs, column: str, value: Any
-) -> None:
+async def test_a_malformed_row_does_not_stop_its_neighbours(path: Path, runs: Runs, column: str, value: Any) -> None:
     """Whatever stands in one row, the worker lives, the other tasks are run once, and asking for it ends."""
     backend = SQLiteBackend(path)
     async with TaskQueue(backend) as queue:
@@ -371,7 +369,7 @@ async def test_a_row_of_anothers_making_does_not_stop_its_neighbours(
 
 
 @pytest.mark.parametrize(("column", "value"), [("status", "'paused'"), ("status", "NULL"), ("enqueued_at", "NULL")])
-async def test_a_row_of_anothers_making_is_named_to_who_asks_for_it(path: Path, column: str, value: str) -> None:
+async def test_a_malformed_row_is_named_to_who_asks_for_it(path: Path, column: str, value: str) -> None:
     """Before any worker has taken it, it is an error that names the task, and never a result."""
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task("strange")])

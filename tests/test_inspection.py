@@ -479,7 +479,7 @@ async def test_a_search_through_many_tasks_goes_on_to_the_end(
     queue: TaskQueue, backend: SQLiteBackend, status: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In pieces of so many rows, between which other calls get their turn; the oldest task is found as well."""
-    monkeypatch.setattr(listing, "ROWS_PER_LOOK", 100)
+    monkeypatch.setattr(listing, "ROWS_PER_PIECE", 100)
     monkeypatch.setattr(listing, "_MANY_LIVE", listing._MANY_LIVE.replace("OFFSET 10000", "OFFSET 100"))
     await fill(backend, 2000)
     name = "m:[2]" if status == "failed" else "m:[1]"  # the oldest one alone

@@ -58,6 +58,7 @@ class Task:
     attempt: int = 0
     holder: ReservedTask | None = None
     finished_at: int = 0
+    failures: int = 0
     outcome: tuple[bytes | None, str | None] = (None, None)
 
     @property
@@ -91,7 +92,7 @@ class Model:
     def holds(self, held: ReservedTask) -> bool:
         """Whether a claim still holds."""
         task = self.tasks.get(held.task_id)
-        return task is not None and task.is_live and task.holder == held
+        return task is not None and task.status == "in_progress" and task.holder == held
 
 
 class Machine(RuleBasedStateMachine):
@@ -193,6 +194,7 @@ class Machine(RuleBasedStateMachine):
             task.status, task.due, task.holder = "in_progress", now + lease * SECOND + apart, held
             task.attempt += 1
             assert held.attempt == task.attempt <= task.max_attempts
+            assert held.failures == task.failures
         for key, task in list(model.tasks.items()):
             if not task.is_live and task.finished_at < self.model.now - RETENTION:
                 del model.tasks[key]
@@ -243,6 +245,23 @@ class Machine(RuleBasedStateMachine):
                 expected.append(outcome.task)
         assert list(lost) == expected
 
+    @precondition(lambda self: self.claims)
+    @rule(side=sides, picks=picks, delay=st.integers(0, 60))
+    def retry(self, side: int, picks: set[int], delay: int) -> None:
+        """Has what is held tried again, knows its own earlier retries, and names the others."""
+        held = self.picked(picks)
+        late = self.run(self.backends[side].mark_failure([Outcome(task, error="E", retry_in=delay) for task in held]))
+        expected = []
+        for claim in held:
+            task = self.model.tasks.get(claim.task_id)
+            if task is not None and self.model.holds(claim):
+                task.status, task.due = "pending", (self.model.now + delay) * SECOND
+                task.max_attempts += 1
+                task.failures += 1
+            elif task is None or (task.holder, task.status) != (claim, "pending"):
+                expected.append(claim)
+        assert list(late) == expected
+
     @rule(seconds=st.one_of(st.integers(1, 70), st.sampled_from([-3600, -30, 600, 3600])))
     def move_the_clock(self, seconds: int) -> None:
         """Time passes, or somebody sets the clock."""
@@ -285,7 +304,7 @@ class Machine(RuleBasedStateMachine):
             elif task.outcome != (None, None):
                 assert (row["result"], row["error"]) == task.outcome
             else:
-                assert f"each of {task.attempt} attempts" in row["error"]
+                assert f"each of {task.attempt - task.failures} attempts" in row["error"]
         self.before = {key: task.status for key, task in self.model.tasks.items()}
 
 

@@ -150,3 +150,20 @@ async def test_the_triggers_of_endings_are_made_at_the_first_one(path: Path) -> 
         assert not {"change_RetryLater", "change_StoreThen"} & await triggers()
         await backend.mark_failure([retry(held, then=[new_task("next")])])
         assert {"change_RetryLater", "change_StoreThen"} <= await triggers()
+
+
+async def test_a_call_of_many_statements_records_all_or_nothing(path: Path) -> None:
+    """What was made for the first retry is made again, if the transaction in which it was made is rolled back."""
+    count = 1000
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task(str(n)) for n in range(count)])
+        held = (await backend.reserve(count, lease=30, alone=True)).tasks
+        outcomes = [retry(task, then=[new_task(f"after {task.task_id}")]) for task in held]
+        before = rows(path)
+        broken = [*outcomes[:-1], outcomes[-1]._replace(retry_in=float("nan"))]
+        with pytest.raises(ValueError, match="NaN"):
+            await backend.mark_failure(broken)
+        assert rows(path) == before
+        assert await backend.mark_failure(outcomes) == []
+        counts = await backend.counts()
+    assert (counts.pending, counts.in_progress) == (2 * count, 0)

@@ -34,7 +34,7 @@ async def finish_some(backend: SQLiteBackend, count: int, payload: bytes = b"") 
     assert await backend.mark_success([Outcome(task, b"value") for task in held]) == []
 
 
-def look_back(path: Path, age: float, retention: timedelta | float | None = HOUR) -> SQLiteBackend:
+def backend_later(path: Path, age: float, retention: timedelta | float | None = HOUR) -> SQLiteBackend:
     """Returns a backend, about to prune, whose clock stands ``age`` seconds after 1970."""
     return SQLiteBackend(path, clock=lambda: age, retention=retention)
 
@@ -54,10 +54,10 @@ def look_back(path: Path, age: float, retention: timedelta | float | None = HOUR
 async def test_a_finished_task_is_kept_for_the_retention_and_no_longer(
     path: Path, retention: timedelta | float | None, age: float, kept: int
 ) -> None:
-    """A look for tasks deletes what finished longer ago; with ``None``, never."""
-    async with connected(look_back(path, 0.0)) as backend:
+    """A reservation deletes what finished longer ago; with ``None``, never."""
+    async with connected(backend_later(path, 0.0)) as backend:
         await finish_some(backend, 1)
-    async with connected(look_back(path, age, retention)) as backend:
+    async with connected(backend_later(path, age, retention)) as backend:
         await backend.reserve(1, lease=1, alone=True)
         assert (await backend.get_result("old-0") is not None) == bool(kept)
     assert len(rows(path)) == kept
@@ -96,12 +96,12 @@ async def test_pruning_pauses_when_nothing_is_left_to_prune(path: Path, monkeypa
 
 async def test_a_live_task_is_kept_however_old(path: Path) -> None:
     """Pending, held, abandoned, on its last attempt: none of them is deleted by age."""
-    async with connected(look_back(path, 0.0)) as backend:
+    async with connected(backend_later(path, 0.0)) as backend:
         await backend.enqueue([new_task("held"), new_task("abandoned"), new_task("last", max_attempts=2)])
         held, *_ = (await backend.reserve(3, lease=0, alone=True)).tasks
         await backend.renew([held], lease=1e9)
         await backend.enqueue([new_task("pending")])
-    async with connected(look_back(path, 1e8)) as backend:
+    async with connected(backend_later(path, 1e8)) as backend:
         # The last attempt waits for a worker of its own, and the others are taken.
         taken = (await backend.reserve(9, lease=1, alone=False)).tasks
         assert {task.task_id for task in taken} == {"abandoned", "pending"}
@@ -111,9 +111,9 @@ async def test_a_live_task_is_kept_however_old(path: Path) -> None:
 async def test_pruning_goes_in_small_batches(path: Path) -> None:
     """One look deletes no more than a fixed number of rows, so that others get their turn in between."""
     count = 3 * pruning.MAX_PRUNED_PER_RESERVATION + 50
-    async with connected(look_back(path, 0.0)) as backend:
+    async with connected(backend_later(path, 0.0)) as backend:
         await finish_some(backend, count)
-    async with connected(look_back(path, 2 * HOUR)) as backend:
+    async with connected(backend_later(path, 2 * HOUR)) as backend:
         left = [count]
         while left[-1]:
             await backend.reserve(1, lease=1, alone=True)
@@ -125,11 +125,11 @@ async def test_pruning_goes_in_small_batches(path: Path) -> None:
 async def test_a_drain_prunes_and_loses_nothing(path: Path, runs: Runs) -> None:
     """Old rows go while new tasks are run, each once, and no row is deleted before it is finished."""
     new = 300
-    async with connected(look_back(path, 0.0)) as backend:
+    async with connected(backend_later(path, 0.0)) as backend:
         await finish_some(backend, 1000)
     with outside(path) as connection:
         connection.executescript(ALARM)
-    backend = look_back(path, 2 * HOUR)
+    backend = backend_later(path, 2 * HOUR)
     async with TaskQueue(backend) as queue:
         for n in range(new):
             await queue.enqueue(log_async if n % 2 else log_plain, runs, n)
@@ -147,11 +147,11 @@ async def test_a_drain_prunes_and_loses_nothing(path: Path, runs: Runs) -> None:
 
 async def test_the_pages_of_pruned_tasks_are_used_again(path: Path) -> None:
     """The file does not grow while as much is pruned as is enqueued."""
-    async with connected(look_back(path, 0.0)) as backend:
+    async with connected(backend_later(path, 0.0)) as backend:
         await finish_some(backend, 150, b"x" * 2000)
     (full,) = rows(path, "PRAGMA page_count")
     for n in range(5):
-        async with connected(look_back(path, (n + 1) * 2 * HOUR)) as backend:
+        async with connected(backend_later(path, (n + 1) * 2 * HOUR)) as backend:
             await backend.reserve(1, lease=1, alone=True)
             assert rows(path) == []
             (free,) = rows(path, "PRAGMA freelist_count")
@@ -214,7 +214,7 @@ async def test_idle_workers_and_waiters_keep_nothing_open(
     assert runs.lines() == ["done"]
 
 
-async def test_a_look_that_finds_nothing_takes_no_lock_and_writes_nothing(backend: SQLiteBackend, path: Path) -> None:
+async def test_a_reservation_that_finds_nothing_takes_no_lock(backend: SQLiteBackend, path: Path) -> None:
     """It returns while another program holds the write lock, and no connection sees a change."""
     async with connected(backend):
         await finish_some(backend, 3)
@@ -241,7 +241,7 @@ async def test_a_busy_worker_takes_no_lock_for_a_last_attempt_that_it_may_not_ru
         assert (list(found.tasks), found.last_attempt_waiting) == ([], True)
 
 
-async def test_what_was_refused_or_buried_is_not_kept_in_memory(backend: SQLiteBackend) -> None:
+async def test_notes_of_what_was_not_held_or_buried_are_not_kept_in_memory(backend: SQLiteBackend) -> None:
     """The connection's notes are empty again after each call that made some."""
     async with connected(backend):
         await backend.enqueue([new_task(), new_task("buried", max_attempts=1)])

@@ -217,8 +217,8 @@ async def test_a_task_of_another_user_wakes_a_watcher(shared: Path, open_to_all:
     assert errors == ""
 
 
-async def test_a_commit_elsewhere_is_one_look_for_all_who_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred callers wait; another connection finishes other tasks, then one of theirs: one look for each change."""
+async def test_a_commit_elsewhere_is_one_query_for_all_who_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred callers wait; another connection finishes tasks, then one of theirs: one query for each change."""
     asked: list[int] = []
     look = queries.ended
 
@@ -232,7 +232,7 @@ async def test_a_commit_elsewhere_is_one_look_for_all_who_wait(path: Path, monke
         waiting = [asyncio.create_task(queue.get_result(task_id)) for task_id in waited_for]
         loop = asyncio.get_running_loop()
         await until(lambda: loop in backend._watchers._loops and len(backend._watchers._loops[loop]._callbacks) == 100)
-        await asyncio.gather(*(backend.get_result(task_id) for task_id in waited_for))  # after the looks of their own
+        await asyncio.gather(*(backend.get_result(task_id) for task_id in waited_for))  # after the queries of their own
         monkeypatch.setattr("sitq.backends.sqlite.queries.ended", counted)
         single = 0
         look_at_one = queries.get_result

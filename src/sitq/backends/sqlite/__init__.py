@@ -38,7 +38,7 @@ DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
-LARGEST_PAYLOAD_BYTES = 500_000_000
+MAX_STORABLE_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
 
@@ -97,7 +97,7 @@ class SQLiteBackend(Inspection):
         kept = None if retention is None else micros(check_seconds("retention", retention))
         self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
-        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=LARGEST_PAYLOAD_BYTES)
+        self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=MAX_STORABLE_BYTES)
         self._clock = clock
         self._wal_path = None if path == ":memory:" else f"{self._path}-wal"
         self._watchers = Watchers(self._wal_path, self._find_ended)
@@ -124,7 +124,7 @@ class SQLiteBackend(Inspection):
         return frozenset({"retry", "cancel", "then"})
 
     async def connect(self) -> None:
-        """Opens the file, or counts one more user of it where it is open.
+        """Opens the file, or counts one more user of it if it is open.
 
         Raises:
             BackendUnavailableError: The file cannot be opened, or is locked.

@@ -113,6 +113,7 @@ class Batch:
             (job,) = self._jobs
             if not isinstance(error, sqlite3.IntegrityError) or not job.was_carried_out(self._file.open()):
                 raise error
+            self._file.check_commit()  # it is about to be acknowledged
             return
         busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
         for job in self._jobs:

@@ -1,4 +1,4 @@
-"""What may be wrong with the rows of a queue file: tasks that fail for one cause, and rows of another's making."""
+"""What may be wrong with the rows of a queue file: tasks that fail for one cause, and malformed rows."""
 
 import re
 import sqlite3

@@ -16,7 +16,7 @@ from sitq.backends.sqlite.statements import install
 from sitq.errors import BackendError, BackendUnavailableError
 
 CHECK_SECONDS = 0.05
-"""How often the -wal file is looked for, beside each synced commit."""
+"""How often it is checked that the -wal file is there, beside each synced commit."""
 
 _never_closed: list[sqlite3.Connection] = []
 """Handles that the child of a fork inherited: closing them would write into the parent's file."""
@@ -25,7 +25,7 @@ _never_closed: list[sqlite3.Connection] = []
 class QueueFile:
     """A handle that is opened when it is needed; used on one thread.
 
-    Where the -wal file has lost its name, what is committed is lost with the handle, and no other
+    If the -wal file has lost its name, what is committed is lost with the handle, and no other
     process sees it. SQLite does not notice. So it is looked for, and what is in it is rescued.
 
     Args:

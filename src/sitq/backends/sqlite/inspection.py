@@ -1,4 +1,4 @@
-"""Looking into the file, and mending what is in it: what ``SQLiteBackend`` offers as ``Inspectable``.
+"""Reading what is in the file, and mending what is in it: what ``SQLiteBackend`` offers as ``Inspectable``.
 
 Beside the hot path. How tasks are searched stands in ``listing``, how they are changed in ``mending``.
 """
@@ -66,7 +66,7 @@ class Inspection:
         return await self._connected().call(ReadJob(lambda connection, now: _counts(connection, now)))
 
     async def show(self: _Backend, task_id: str) -> TaskDetails | None:
-        """Looks at one task; ``None`` where there is no such task.
+        """Reads one task; ``None`` if there is no such task.
 
         Raises:
             BackendCorruptError: Its row holds what sitq did not write.

@@ -10,7 +10,7 @@ from sitq.backends.sqlite.jobs import Job, ReadJob
 from sitq.backends.sqlite.statements import DUE_ROWS, LAST_OR_SPENT_ROWS, Row
 from sitq.models import FINISHED, Status
 
-ROWS_PER_LOOK = 10_000
+ROWS_PER_PIECE = 10_000
 """So many rows are read in a few milliseconds, for which other callers of the connection have to wait."""
 
 LAST = 2**63 - 1
@@ -73,7 +73,7 @@ _LIVE = _Order(
 )
 _MANY_LIVE = f"""
     SELECT 1 FROM (SELECT 1 FROM {DUE_ROWS} UNION ALL SELECT 1 FROM {LAST_OR_SPENT_ROWS})
-    LIMIT 1 OFFSET {ROWS_PER_LOOK}
+    LIMIT 1 OFFSET {ROWS_PER_PIECE}
 """
 _BY_END = _Order(
     "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL AND finished_at > :since",
@@ -98,7 +98,7 @@ class _Walk:
         order, source = self.order, f"{self.order.rows} AND {self.order.after}"
         conditions, values, last = self.conditions, self.values | {"limit": limit}, None
         if conditions:  # without any, the limit ends it
-            sql = f"SELECT {order.place} FROM {source} ORDER BY {order.direction} LIMIT 1 OFFSET {ROWS_PER_LOOK - 1}"
+            sql = f"SELECT {order.place} FROM {source} ORDER BY {order.direction} LIMIT 1 OFFSET {ROWS_PER_PIECE - 1}"
             last = sqlite.execute(sql, values).fetchone()
         if last:
             conditions += f" AND {order.until}"

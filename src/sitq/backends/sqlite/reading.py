@@ -20,14 +20,14 @@ from sitq.backends.sqlite.statements import install
 from sitq.backends.sqlite.translation import translate
 from sitq.errors import BackendReadOnlyError, BackendUnavailableError
 
-LOOKS = 10
-"""So often in a row the file has to change under a look before the look is given up."""
+MAX_TRIES = 10
+"""How often in a row the file may be changed while it is read, before reading is given up."""
 
 
 class Reader(Inspection):
     """Answers what ``Inspectable`` asks; what would change something is refused.
 
-    Each look opens the file anew. It blocks the event loop, so it is for programs that do nothing else.
+    Each call opens the file anew. It blocks the event loop, so it is for programs that do nothing else.
 
     Args:
         path: The file.
@@ -46,16 +46,16 @@ class Reader(Inspection):
 
         Raises:
             BackendReadOnlyError: ``job`` would change something.
-            BackendUnavailableError: The file cannot be read, or was changed under each of several looks.
+            BackendUnavailableError: The file cannot be read, or was changed under each of several tries.
             BackendCorruptError: The file is damaged, not a database, or not one of sitq's.
             BackendVersionError: The file was written by a newer sitq.
         """
         if job.writes:
             raise BackendReadOnlyError(f"{self._path}: this user cannot write it")
-        for _ in range(LOOKS):
+        for _ in range(MAX_TRIES):
             state, failure, found = self._state(), None, None
             try:
-                found = self._look(job, alone=state is not None)
+                found = self._read(job, alone=state is not None)
             except sqlite3.Error as error:
                 failure = error
             if failure is None and state is None:  # SQLite's own locks have kept it from changing
@@ -64,7 +64,9 @@ class Reader(Inspection):
                 if failure:
                     raise translate(failure, self._path) from failure
                 return found  # type: ignore[return-value]
-        raise BackendUnavailableError(f"{self._path}: others changed it under each of {LOOKS} looks; try again later")
+        raise BackendUnavailableError(
+            f"{self._path}: others changed it under each of {MAX_TRIES} looks; try again later"
+        )
 
     def _state(self) -> tuple[int, int, int] | None:
         """What a change of the file would change; ``None`` while somebody works on it."""
@@ -73,7 +75,7 @@ class Reader(Inspection):
         status = os.stat(self._path)
         return status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _look[T](self, job: Job[T], *, alone: bool) -> T:
+    def _read[T](self, job: Job[T], *, alone: bool) -> T:
         # Without `readonly_shm`, a -shm that is missing would be made, and be this user's.
         how = "immutable=1" if alone else "readonly_shm=1"
         uri = f"file:{quote(os.fsencode(self._path))}?mode=ro&{how}"

@@ -197,9 +197,9 @@ class _Layout:
         # The fields of the largest one first: its values need not be put into another order.
         by_size = sorted(kinds, key=lambda kind: (-len(kind._fields), kind.__name__))
         columns = [*dict.fromkeys(field for kind in by_size for field in kind._fields), "operation"]
-        row = f"(?1, {', '.join('?' * len(columns))})"  # the first parameter is the time, once for all rows
-        start = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
-        self._statements = {count: f"{start} {', '.join([row] * count)}" for count in ROW_COUNTS}
+        self._row = f"(?1, {', '.join('?' * len(columns))})"  # the first parameter is the time, once for all rows
+        self._start = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
+        self._statements: dict[int, str] = {}  # by the number of rows
         self._no_change = (None,) * len(columns)
         self._rows = {kind: self._row_of(kind, columns) for kind in kinds}
 
@@ -221,10 +221,13 @@ class _Layout:
             tail, in_order = self._rows[type(change)]
             values += change + tail if in_order is None else in_order(change + tail)
         values += self._no_change * (count - len(changes))
-        connection.execute(self._statements[count], values)
+        sql = self._statements.get(count)
+        if sql is None:
+            sql = self._statements[count] = f"{self._start} {', '.join([self._row] * count)}"
+        connection.execute(sql, values)
 
 
-_layout = functools.cache(_Layout)
+_layout = functools.lru_cache(maxsize=64)(_Layout)  # few sets of kinds meet in a batch again and again
 
 _ONLY_STORED: frozenset[type[Change]] = frozenset({StoreTask})
 

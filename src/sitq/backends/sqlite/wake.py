@@ -10,16 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 POLL_SECONDS = 0.02
-"""How often the -wal file is looked at where there is no inotify."""
+"""How often the times of the -wal file are read if there is no inotify."""
 
-LOOK_SECONDS = 1.0
-"""How often it is looked for results although nothing was heard."""
+CHECK_SECONDS = 1.0
+"""How often results are looked for although nobody has notified this process."""
 
-RESTS_PER_LOOK = 20.0
-"""How many times as long as a look the pause after it is, so that looking takes a twentieth of the time."""
+RESTS_PER_CHECK = 20.0
+"""How many times as long as a check the pause after it is, so that checks take a twentieth of the time."""
 
-LONGEST_REST_SECONDS = 0.05
-"""What a look takes may be mostly the wait for its turn, while the connection waits for a lock."""
+MAX_REST_SECONDS = 0.05
+"""The longest pause: a check may mostly have waited for its turn, while the connection waited for a lock."""
 
 
 @functools.cache
@@ -33,7 +33,7 @@ _IN_ATTRIB = 0x4  # sys/inotify.h; the O_ flags of inotify_init1 are those of os
 
 
 def touch(wal_path: str) -> None:
-    """Tells the watchers of other processes that a commit is visible.
+    """Notifies the watchers of other processes that a commit is visible.
 
     Called after the commit: the write itself comes before the sync, when the commit cannot be
     read yet. The time is given, for the kernel's own is no finer than its tick.
@@ -49,10 +49,10 @@ def touch(wal_path: str) -> None:
 
 type _Watch = _InotifyWatch | _PollWatch
 type Seen = object
-"""The state of the file at a look, by which the next one tells whether there is anything new."""
+"""The state of the file at a check, by which the next one tells whether there is anything new."""
 
 type Find = Callable[[Sequence[str], Seen], asyncio.Future[tuple[Seen, Sequence[str]]]]
-"""Looks which of some tasks have ended, unless the file is as it was seen."""
+"""Finds which of some tasks have ended, unless the file is as it was seen."""
 
 
 class Watchers:
@@ -98,7 +98,7 @@ class _Waiting:
     """The callbacks of one event loop, by what they wait for.
 
     A commit of another process says only that something changed. However many wait for results, one
-    look finds whose task has ended; a look for each of a hundred took half of a core.
+    query finds whose task has ended; a query for each of a hundred took half of a core.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wal_path: str | None, find: Find) -> None:
@@ -106,8 +106,8 @@ class _Waiting:
         self._find = find
         self._callbacks: dict[str | None, set[Callable[[], object]]] = {}
         self._seen: Seen = None
-        self._looking = False
-        self._look_again = False
+        self._checking = False
+        self._check_again = False
         self._timer: asyncio.TimerHandle | None = None
         self._watch = None if wal_path is None else _watch(loop, wal_path, self._on_file)
         if self._watch is not None:
@@ -147,38 +147,38 @@ class _Waiting:
 
     def _on_file(self) -> None:
         self._call((None,))
-        self._look()
+        self._check()
 
     def _tick(self) -> None:
-        """Looks now and then, because a process can die between its commit and the touch."""
-        self._timer = self._loop.call_later(LOOK_SECONDS, self._tick)
-        self._look()
+        """Checks now and then, because a process can die between its commit and the touch."""
+        self._timer = self._loop.call_later(CHECK_SECONDS, self._tick)
+        self._check()
 
-    def _look(self) -> None:
-        self._look_again = self._looking
+    def _check(self) -> None:
+        self._check_again = self._checking
         ids = [topic for topic in self._callbacks if topic is not None]
-        if self._looking or not ids:
+        if self._checking or not ids:
             return
         try:
             found = self._find(ids, self._seen)
-        except Exception:  # the backend is closed, or its file is away: each learns it by a look of its own
+        except Exception:  # the backend is closed, or its file is away: each learns it by a query of its own
             self._call(ids)
             return
-        self._looking = True
+        self._checking = True
         found.add_done_callback(functools.partial(self._found, ids, self._loop.time()))
 
     def _found(self, ids: Sequence[str], begun: float, found: asyncio.Future[tuple[Seen, Sequence[str]]]) -> None:
         seen, ended = (None, ids) if found.cancelled() or found.exception() else found.result()
         # No rest after a commit of our own, which touches the file as well: what is waited for comes next.
-        rest = 0.0 if seen == self._seen else RESTS_PER_LOOK * (self._loop.time() - begun)
+        rest = 0.0 if seen == self._seen else RESTS_PER_CHECK * (self._loop.time() - begun)
         self._seen = seen
         self._call(ended)
-        self._loop.call_later(min(rest, LONGEST_REST_SECONDS), self._rested)
+        self._loop.call_later(min(rest, MAX_REST_SECONDS), self._rested)
 
     def _rested(self) -> None:
-        self._looking = False
-        if self._look_again:
-            self._look()
+        self._checking = False
+        if self._check_again:
+            self._check()
 
 
 def _watch(loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> _Watch:
@@ -214,7 +214,7 @@ class _InotifyWatch:
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            # Events are told apart by the name in them and by nothing else: each says "look again".
+            # Events are told apart by the name in them and by nothing else: each says that something has changed.
             if self._name in os.read(self._fd, 65536):
                 self._on_change()
 
@@ -225,14 +225,14 @@ class _InotifyWatch:
 
 
 class _PollWatch:
-    """Looks at a file's times now and then; for systems without inotify."""
+    """Reads a file's times now and then; for systems without inotify."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: str, on_change: Callable[[], None]) -> None:
         self._loop = loop
         self._path = path
         self._on_change = on_change
         self._seen = self._state()
-        self._timer = loop.call_later(POLL_SECONDS, self._look)
+        self._timer = loop.call_later(POLL_SECONDS, self._check)
 
     def _state(self) -> tuple[int, int, int] | None:
         try:
@@ -241,8 +241,8 @@ class _PollWatch:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(POLL_SECONDS, self._look)
+    def _check(self) -> None:
+        self._timer = self._loop.call_later(POLL_SECONDS, self._check)
         state = self._state()
         if state != self._seen:
             self._seen = state
