@@ -15,7 +15,13 @@ SOURCE = ROOT / "src"
 LAYERS = (
     {"sitq.errors", "sitq._checks", "sitq._forks", "sitq._logs"},
     {"sitq.models"},
-    {"sitq.serializers", "sitq.backends.base", "sitq.backends.endings", "sitq.backends.inspect", "sitq.backends.leaving"},
+    {
+        "sitq.serializers",
+        "sitq.backends.base",
+        "sitq.backends.endings",
+        "sitq.backends.inspect",
+        "sitq.backends.leaving",
+    },
     {"sitq.executors", "sitq.backends.sqlite", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},
     {"sitq.sync"},
