@@ -125,15 +125,15 @@ class Machine(RuleBasedStateMachine):
         """Opens the file twice."""
         for backend in self.backends:
             self.run(backend.connect())
-        self.looking = sqlite3.connect(self.path)
-        self.looking.row_factory = sqlite3.Row
+        self.reader = sqlite3.connect(self.path)
+        self.reader.row_factory = sqlite3.Row
 
     def teardown(self) -> None:
         """Closes the file and checks it."""
         for backend in self.backends:
             self.run(backend.close())
         self.runner.close()
-        self.looking.close()
+        self.reader.close()
         assert_healthy(self.path)
         self.folder.cleanup()
 
@@ -269,8 +269,8 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.tasks)
     @rule(side=sides, data=st.data())
-    def look(self, side: int, data: st.DataObject) -> None:
-        """A look at any task gives what the model knows; at an unknown one, nothing."""
+    def query(self, side: int, data: st.DataObject) -> None:
+        """Asking for any task gives what the model knows; for an unknown one, nothing."""
         key = data.draw(st.sampled_from(sorted(self.model.tasks)))
         found = self.run(self.backends[side].get_result(key))
         task = self.model.tasks[key]
@@ -290,7 +290,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_file_is_as_the_model_has_it(self) -> None:
         """Each row, and each change of status since the last step, is legal and as expected."""
-        found = {row["task_id"]: row for row in self.looking.execute("SELECT * FROM tasks")}
+        found = {row["task_id"]: row for row in self.reader.execute("SELECT * FROM tasks")}
         assert set(found) == set(self.model.tasks)
         for key, task in self.model.tasks.items():
             row = found[key]
@@ -309,7 +309,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.fixture(autouse=True)
-def prune_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def prune_at_every_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished tasks go as soon as they may, so that the model knows when."""
     monkeypatch.setattr(pruning, "PRUNE_PAUSE_SECONDS", 0.0)
 

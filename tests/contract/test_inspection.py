@@ -84,7 +84,7 @@ class TestOnAFile(InspectContract):
         return SQLiteBackend(self.path, durability="normal", retention=None, clock=self.clock)
 
     def advance(self, backend: Backend, seconds: float) -> None:
-        """Both look at one clock."""
+        """Moves the clock of both."""
         self.clock.advance(seconds)
 
 

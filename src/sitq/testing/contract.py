@@ -18,8 +18,9 @@ A project that has a backend of its own subclasses :class:`BackendContract` in a
         def advance(self, backend, seconds):
             self.clock.advance(seconds)
 
-The tests are plain functions that bring an event loop of their own: no plugin of pytest's is
-needed, and none is in the way.
+Other hooks are there for what a store on a server needs: see :class:`BackendContract`. The tests are
+plain functions that bring an event loop of their own: no plugin of pytest's is needed, and none
+is in the way.
 """
 
 from sitq.testing._contract.calling import Calling
@@ -36,5 +37,11 @@ class BackendContract(Storing, Reserving, Holding, Watching, Calling, Enduring):
     """Tests of everything that :class:`~sitq.Backend` promises.
 
     A subclass, with a name that pytest collects, overrides the fixture ``backend`` and
-    :meth:`advance`, and :meth:`another` where two backends can share a store.
+    :meth:`advance`, and :meth:`another` if two backends can share a store. All else has a default:
+
+    - :meth:`seconds`, :meth:`settle`: for a store whose clock cannot be moved, or that needs a moment
+      until a query finds what was stored.
+    - :meth:`cut`, :meth:`restart`: break a connection, and the store.
+    - :meth:`host_clock_off`: puts the clock of the host wrong.
+    - ``knows_next_due``, ``has_own_clock``, ``knows_extras``: what the store can do.
     """

@@ -13,5 +13,5 @@ class InspectContract(Inspecting, Mending):
     """Tests of everything that :class:`~sitq.backends.inspect.Inspectable` promises.
 
     A subclass, with a name that pytest collects, overrides the fixture ``backend`` and
-    :meth:`advance`, and :meth:`another` where two backends can share a store.
+    :meth:`advance`, and :meth:`another` if two backends can share a store.
     """

@@ -17,7 +17,7 @@ from sitq import (
 from sitq.models import BURIED_ERROR_PREFIX, Outcome, Reservation
 
 RESULT_TIMEOUT_SECONDS = 10.0
-"""How long ``get_result`` waits where it is not told: a test that forgot to drain fails, and does not hang."""
+"""How long ``get_result`` waits unless it is told otherwise: a test that forgot to drain fails, and does not hang."""
 
 DRAIN_POLL_SECONDS = 0.02
 """How soon a drain finds what a task enqueues and waits for: it is not woken, as a worker that serves is."""

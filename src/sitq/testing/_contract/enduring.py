@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
@@ -134,13 +135,14 @@ class Enduring(Contract):
 
     @connected
     async def test_who_waits_is_told_after_a_restart(self, backend: Backend) -> None:
-        """A block that was entered before it is told of what changed while nobody listened, and afterwards."""
+        """A block that was entered before it is notified of what changes afterwards, by this backend and by another."""
         first, second = new(), new()
         with watching(backend, None) as seen:
             await self.restart(backend)
-            for tasks in (first, second):
-                await repeated(lambda tasks=tasks: backend.enqueue(tasks))  # type: ignore[misc]
-                await seen.until(lambda: repeated(lambda: self.take(backend)))
+            async with self.other(backend) as other:
+                for by, tasks in ((backend, first), (other, second)):
+                    await repeated(functools.partial(by.enqueue, tasks))
+                    await seen.until(lambda: repeated(lambda: self.take(backend)))
 
     @in_loop
     async def test_a_loop_that_ends_without_closing_leaves_the_backend_to_others(self, backend: Backend) -> None:

@@ -158,7 +158,7 @@ class Holding(Contract):
     @pytest.mark.parametrize("act", ["mark_success", "mark_failure"])
     @connected
     async def test_an_outcome_that_is_late_but_not_too_late_is_recorded(self, backend: Backend, act: str) -> None:
-        """Where a lease has ended and nobody has taken the task over, its holder may still record."""
+        """If a lease has ended and nobody has taken the task over, its holder may still record."""
         (task,) = new()
         await backend.enqueue([task])
         held = await self.take(backend)

@@ -101,15 +101,15 @@ class Inspecting(Preparing):
     @connected
     async def test_what_is_not_due_yet_does_not_wait(self, backend: Backend) -> None:
         """A task with an eta is scheduled until then; the oldest due task gives its time by the backend's clock."""
-        await backend.enqueue(new(eta=datetime.now(UTC) + timedelta(seconds=self.seconds(3600))))
+        await backend.enqueue(new(eta=datetime.now(UTC) + timedelta(seconds=self.seconds(400))))
         counts = await inspectable(backend).counts()
         assert (counts.pending, counts.scheduled, counts.oldest_waiting) == (1, 1, None)
         await backend.enqueue(new(2))
-        await self.pass_time(backend, 600)
+        await self.pass_time(backend, 100)
         counts = await inspectable(backend).counts()
         assert (counts.pending, counts.scheduled) == (3, 1)
         assert counts.oldest_waiting is not None
-        assert self.seconds(600) <= counts.oldest_waiting < self.seconds(3600)
+        assert self.seconds(100) <= counts.oldest_waiting < self.seconds(400)
 
     @connected
     async def test_a_lease_that_is_over_counts_as_abandoned(self, backend: Backend) -> None:

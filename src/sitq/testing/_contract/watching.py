@@ -16,19 +16,19 @@ CALLS = ["enqueue", "release", "mark_success", "mark_failure", "bury"]
 
 
 class Seen:
-    """Is told of changes, and looks each time."""
+    """Is notified of changes, and queries each time."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
         self.threads: list[int] = []
 
     def __call__(self) -> None:
-        """Takes note; what a watcher is given."""
+        """Takes note; the ``on_change`` of a watcher."""
         self.threads.append(threading.get_ident())
         self._changed.set()
 
     async def until(self, seen: Callable[[], Awaitable[object]]) -> None:
-        """Returns when a look that followed a call has found something; does not look on its own."""
+        """Returns once a query that followed a notification has found something; makes no other query."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -45,7 +45,7 @@ def watching(backend: Backend, task: NewTask | None) -> Iterator[Seen]:
 
 
 class Watching(Contract):
-    """Whoever waits is told when there may be something to find."""
+    """Whoever waits is notified when there may be something to find."""
 
     async def prepare(self, backend: Backend, call: str) -> tuple[NewTask, Callable[[Backend], Awaitable[object]]]:
         """Returns a task, and what will change it as the name of a call says."""
@@ -67,7 +67,7 @@ class Watching(Contract):
     @pytest.mark.parametrize("by", ["itself", "another", "thread"])
     @connected
     async def test_a_change_is_told_and_found_by_the_next_look(self, backend: Backend, call: str, by: str) -> None:
-        """Made by the same backend, by another, or in another thread: it is told in the watcher's own loop."""
+        """Made by the same backend, by another, or in another thread: it is notified in the watcher's own loop."""
         task, change = await self.prepare(backend, call)
 
         async def found() -> object:
@@ -88,7 +88,7 @@ class Watching(Contract):
     @pytest.mark.parametrize("call", CALLS)
     @connected
     async def test_a_change_in_the_moment_of_entering_is_told(self, backend: Backend, call: str) -> None:
-        """If watching takes time to begin, whoever waits is told when it has begun, and finds what came before."""
+        """If watching takes time to begin, whoever waits is notified when it has begun, and finds what came before."""
         task, change = await self.prepare(backend, call)
 
         async def found() -> object:
@@ -103,7 +103,7 @@ class Watching(Contract):
 
     @connected
     async def test_each_of_several_watchers_is_told(self, backend: Backend) -> None:
-        """Ten who wait for a task's end, in one loop, are all told; who has left is not."""
+        """Ten who wait for a task's end, in one loop, are all notified; who has left is not."""
         task, change = await self.prepare(backend, "mark_success")
 
         async def found() -> bool:
@@ -133,7 +133,7 @@ class Watching(Contract):
 
     @connected
     async def test_a_watcher_that_raises_or_leaves_does_not_stop_the_others(self, backend: Backend) -> None:
-        """A block that is left by an exception leaves no trace, and the next watcher is told."""
+        """A block that is left by an exception leaves no trace, and the next watcher is notified."""
         with pytest.raises(ZeroDivisionError), watching(backend, None):
             raise ZeroDivisionError
         with watching(backend, None) as seen:
