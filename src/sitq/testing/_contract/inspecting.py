@@ -165,10 +165,10 @@ class Inspecting(Preparing):
         assert [task.task_id for task in await asked.list()] == by_age
         assert [task.task_id for task in await asked.list(status="pending", limit=2)] == by_age[:2]
         held = await self.take(backend)
-        for task in held:  # the last one first
+        for task in reversed(held):  # so that the first to be stored is the last to be finished
             await backend.mark_failure(failures([task]))
             await self.pass_time(backend, 1)
-        assert [task.task_id for task in await asked.list(status="failed", limit=3)] == by_age[:3]
+        assert [task.task_id for task in await asked.list(status="failed", limit=3)] == ids(tasks)[:3]
         assert [task.task_id for task in await asked.list()] == by_age
 
     @pytest.mark.parametrize("status", STATUSES)
