@@ -141,7 +141,9 @@ def preforking_server(path: Path, acknowledged: Runs, runs: Runs) -> Iterator[tu
     """Gunicorn with preload, whose master has the queue open; gives its process and its address."""
     (path.parent / "application.py").write_text(APPLICATION)
     environment = {"QUEUE": str(path), "ACKNOWLEDGED": str(acknowledged.path), "RUNS": str(runs.path)}
-    options = ["--preload", f"--workers={PROCESSES}", "--bind=127.0.0.1:0", f"--chdir={path.parent}", "application:app"]
+    # A process that is asked to end before it has handlers of its own does not hear of it: the master kills it later.
+    options = ["--preload", f"--workers={PROCESSES}", "--graceful-timeout=5", "--bind=127.0.0.1:0"]
+    options += [f"--chdir={path.parent}", "application:app"]
     server = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--no-control-socket", *options],
         stderr=subprocess.PIPE,
