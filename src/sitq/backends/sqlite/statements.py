@@ -167,11 +167,11 @@ CANCEL = f"""
 """
 
 _SQL: dict[type[Change], str] = {
-    StoreTask: STORE_TASK,
-    Reserve: RESERVE,
-    Renew: RENEW,
     Succeed: SUCCEED,
     Fail: FAIL,
+    StoreTask: STORE_TASK,
+    Renew: RENEW,
+    Reserve: RESERVE,
     RetryLater: RETRY_LATER,
     StoreThen: STORE_THEN,
     Release: RELEASE,
@@ -194,9 +194,9 @@ class _Layout:
     """
 
     def __init__(self, kinds: frozenset[type[Change]]) -> None:
-        # The fields of the largest one first: its values need not be put into another order.
-        by_size = sorted(kinds, key=lambda kind: (-len(kind._fields), kind.__name__))
-        columns = [*dict.fromkeys(field for kind in by_size for field in kind._fields), "operation"]
+        # The fields of outcomes first, of which there are most: their values need not be put into another order.
+        in_order = [kind for kind in _SQL if kind in kinds]
+        columns = [*dict.fromkeys(field for kind in in_order for field in kind._fields), "operation"]
         self._row = f"(?1, {', '.join('?' * len(columns))})"  # the first parameter is the time, once for all rows
         self._start = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
         self._statements: dict[int, str] = {}  # by the number of rows
@@ -216,10 +216,12 @@ class _Layout:
     def execute(self, connection: sqlite3.Connection, now: int, changes: list[Change]) -> None:
         """Carries the changes out."""
         count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(changes))]
+        rows = self._rows
         values: list[Any] = [now]
         for change in changes:
-            tail, in_order = self._rows[type(change)]
-            values += change + tail if in_order is None else in_order(change + tail)
+            tail, in_order = rows[type(change)]
+            row = change + tail
+            values += row if in_order is None else in_order(row)
         values += self._no_change * (count - len(changes))
         sql = self._statements.get(count)
         if sql is None:
