@@ -78,7 +78,9 @@ class PostgresServer(Server):
         libraries = installed.parent.with_name(f"{PACKAGE}.libs")
         if libraries.exists():
             shutil.copytree(libraries, self.folder / "site" / libraries.name)
-        shutil.chown(self.folder, UNPRIVILEGED)
+        # Each of them, since with a strict umask only their owner can read them.
+        for path in (self.folder, *self.folder.rglob("*")):
+            shutil.chown(path, UNPRIVILEGED)
 
     def _identity(self) -> dict[str, Any]:
         if os.geteuid() != 0:
@@ -106,7 +108,8 @@ class PostgresServer(Server):
     def _answers(self, connection: socket.socket) -> bool:
         # The file is this server's own; a connection alone could be one to a stranger on the same port.
         status = (self._data / "postmaster.pid").read_bytes().splitlines()
-        return status[0] == str(self.pid).encode() and status[-1].strip() == READY and accepts(connection)
+        ours = status[:1] == [str(self.pid).encode()]
+        return ours and status[-1].strip() == READY and accepts(connection)
 
 
 def startup_message() -> bytes:

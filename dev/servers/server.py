@@ -251,7 +251,7 @@ class Server(ABC):
             raise ServerUnavailableError(reason) from None
         for file in files or []:
             if file.as_posix().endswith(self.program):
-                return Path(file.locate()).resolve()  # type: ignore[arg-type]  # the stub knows a protocol only
+                return Path(file.locate()).resolve()
         raise ServerUnavailableError(f"{name}: {self.distribution} brings no {self.program}")
 
 
