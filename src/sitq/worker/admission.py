@@ -57,6 +57,9 @@ class SleepUntil(NamedTuple):
     moment: float
 
 
+NOTHING_TO_DO = SleepUntil(math.inf)
+
+
 class LastAttempts:
     """Decides when a worker makes room for a task on its last attempt, which runs alone.
 
@@ -213,16 +216,18 @@ class Admission:
         if now < closed_until:
             self._is_wanted = True  # what has become due meanwhile is asked for when it opens
             return SleepUntil(closed_until)
-        asked_for = sum(ask.limit for ask in self._asks)
+        if not self._may_ask():
+            return NOTHING_TO_DO
+        asked_for = self._asks[0].limit if self._asks else 0
         room = min(self._settings.max_concurrency - self._running - asked_for - behind, self._max_limit)
         if room <= 0:
-            return SleepUntil(math.inf)
-        if (self._is_wanted or self.is_saturated) and self._may_ask():
+            return NOTHING_TO_DO
+        if self._is_wanted or self.is_saturated:
             self._is_wanted = False
             ask = Ask(room, alone=not (self._held or self._asks))
             self._asks.append(ask)
             return ask
-        return SleepUntil(math.inf if self._asks else self._check_at)
+        return SleepUntil(self._check_at)
 
     def _closed_until(self) -> float:
         if self.last_attempts.held:

@@ -198,7 +198,7 @@ class Dispatcher:
             logger.debug("reserved %d tasks", len(taken))
         self._watch()
         try:
-            await self._runner.start_all(taken, lambda: self._shutdown.is_due)
+            await self._runner.start_all(taken, self._shutdown)
         finally:
             for held in taken:
                 if held.aio is None:

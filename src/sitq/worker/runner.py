@@ -12,6 +12,7 @@ from sitq.worker.execution import Ended, Home, Surroundings, execute, failure
 from sitq.worker.extending import CallAround, Events
 from sitq.worker.held import HeldTask
 from sitq.worker.settings import STEP_SECONDS, Settings
+from sitq.worker.shutdown import Shutdown
 
 type OnEnd = Callable[[HeldTask, Ended | None], object]
 """Told how a run ended; ``None``: the user interrupted it."""
@@ -62,12 +63,12 @@ class Runner:
         self._pool.close()
         self._loader.close()
 
-    async def start_all(self, taken: Sequence[HeldTask], is_over: Callable[[], bool]) -> None:
+    async def start_all(self, taken: Sequence[HeldTask], shutdown: Shutdown) -> None:
         """Starts tasks in turn; gives the host's loop a turn now and then.
 
         Args:
             taken: The tasks.
-            is_over: Whether no more are to be started.
+            shutdown: Says when no more are to be started.
         """
         turn_at = time.monotonic() + STEP_SECONDS
         self.is_starting = True
@@ -76,7 +77,7 @@ class Runner:
                 if (now := time.monotonic()) > turn_at:
                     await asyncio.sleep(0)
                     turn_at = (now := time.monotonic()) + STEP_SECONDS
-                if is_over():  # perhaps by one of them
+                if shutdown.is_due:  # perhaps by one of them
                     break
                 if held.not_held or now - held.renewed >= self._lease:
                     continue  # another worker may hold it
