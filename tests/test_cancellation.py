@@ -336,6 +336,8 @@ async def test_a_cancelled_entry_leaves_nothing_open(tmp_path: Path, runs: Runs,
             await until(lambda: threading.active_count() <= threads + 1)
             async with TaskQueue(SQLiteBackend(paths[-1])) as queue:
                 await queue.enqueue(log_async, runs, len(paths))
+            # Else the file would be open here while it is closed there, and a descriptor would be kept for that.
+            await until(lambda: threading.active_count() <= threads)
             assert_healthy(paths[-1])
 
 

@@ -59,4 +59,5 @@ def stop_signals(
         yield
     finally:
         for each, handler in previous.items():
-            signal.signal(each, signal.SIG_IGN if ignored_after and first is not None else handler)
+            if handler is not None:  # else C code had set it, and Python cannot put it back
+                signal.signal(each, signal.SIG_IGN if ignored_after and first is not None else handler)

@@ -79,7 +79,11 @@ class BackendError(SitqError):
 
 
 class BackendUnavailableError(BackendError):
-    """The store is busy, full or away. Nothing was changed; trying again later can succeed."""
+    """The store is busy, full or away; trying again later can succeed.
+
+    The call may have been carried out all the same. Made again with the same arguments, it is
+    carried out once.
+    """
 
 
 class BackendReadOnlyError(BackendError):

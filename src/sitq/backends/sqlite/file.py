@@ -85,8 +85,7 @@ class QueueFile:
             if not checkpoint:
                 handle.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             handle.close()
-            if self._identity is not None:
-                guard.tidy(self._identity)
+            guard.tidy()
             self._is_guarded = False
         finally:
             _forks.leave(self._holder)

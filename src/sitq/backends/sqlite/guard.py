@@ -74,17 +74,23 @@ def release(identity: Identity) -> None:
                 _set(guard, fcntl.F_UNLCK)
 
 
-def tidy(identity: Identity) -> None:
-    """Closes the descriptor, unless the process has the file open elsewhere: its locks would be dropped."""
+def tidy() -> None:
+    """Closes the descriptors without users, but for those of files that the process has open elsewhere.
+
+    The locks of who has it open there would be dropped. Such a descriptor is closed by a later call.
+    """
     with _lock:
-        guard = _guards.get(identity)
-        if guard is None or guard.users:
+        unused = {identity: guard for identity, guard in _guards.items() if not guard.users}
+        if not unused:
             return
+        own = {guard.descriptor for guard in unused.values()}
+        open_elsewhere = set()
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # the descriptor of this listing
-                if int(name) != guard.descriptor and identity_of(int(name)) == identity:
-                    return
-        os.close(_guards.pop(identity).descriptor)
+                if int(name) not in own:
+                    open_elsewhere.add(identity_of(int(name)))
+        for identity in unused.keys() - open_elsewhere:
+            os.close(_guards.pop(identity).descriptor)
 
 
 def begin_anew() -> None:

@@ -13,7 +13,10 @@ _ERRORS: dict[int, tuple[type[BackendError], str]] = {
     sqlite3.SQLITE_LOCKED: (BackendUnavailableError, f"it is locked; {_AGAIN}"),
     sqlite3.SQLITE_PROTOCOL: (BackendUnavailableError, f"its lock could not be had in many tries; {_AGAIN}"),
     sqlite3.SQLITE_FULL: (BackendUnavailableError, f"the disk is full; make room: {_AGAIN}"),
-    sqlite3.SQLITE_IOERR: (BackendUnavailableError, f"the disk reports an error; {_AGAIN}"),
+    sqlite3.SQLITE_IOERR: (
+        BackendUnavailableError,
+        "the disk reports an error, perhaps after the change was made; try again later: nothing is made twice",
+    ),
     sqlite3.SQLITE_CANTOPEN: (
         BackendUnavailableError,
         "it cannot be opened; check that its folder exists and that this user may write there",
