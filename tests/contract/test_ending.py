@@ -111,3 +111,20 @@ def test_the_suite_finds_faults(tmp_path: Path) -> None:
     done = subprocess.run([*command, *names], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     failed = {line.split()[1].split("[")[0] for line in done.stdout.splitlines() if line.startswith("FAILED")}
     assert failed == set(names), done.stdout
+
+
+@pytest.mark.parametrize("listed", ["retry", "cancel", "then"])
+def test_endings_that_a_backend_does_not_list_are_skipped(tmp_path: Path, listed: str) -> None:
+    """One that lists a single ending is tested for that one, and the reasons name the other two."""
+    one_only = f"""
+class TestOneOnly(Faulty, EndingContract):
+    class kind(SQLiteBackend):
+        endings = frozenset({{{listed!r}}})
+"""
+    (tmp_path / "test_one_only.py").write_text(FAULTY.partition("class TestRetriesAtOnce")[0] + one_only)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-p", "no:cacheprovider", "-rs", "--tb=short", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    skipped = {ending for ending in ("retry", "cancel", "then") if f"the backend has no {ending!r}" in done.stdout}
+    assert skipped == {"retry", "cancel", "then"} - {listed}
