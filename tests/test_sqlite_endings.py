@@ -43,13 +43,14 @@ async def test_a_row_that_waits_to_be_retried_keeps_its_claim(path: Path) -> Non
     ]
 
 
-async def test_a_retry_by_hand_gives_a_task_its_lives_back(path: Path) -> None:
-    """It may be started as often as when it was new, however often it was retried by a policy before."""
+@pytest.mark.parametrize("counts", [True, False])
+async def test_a_retry_by_hand_gives_a_task_its_lives_back(counts: bool, path: Path) -> None:
+    """It may be started as often as when it was new, however often it was tried again, and whether that counted."""
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task(max_attempts=3)])
         for _ in range(4):
             (held,) = await take(backend)
-            await backend.mark_failure([retry(held)])
+            await backend.mark_failure([retry(held)._replace(counts=counts)])
         (held,) = await take(backend)
         await backend.mark_failure([Outcome(held, error="E: no")])
         assert await backend.retry(["task"]) == ["task"]
@@ -57,13 +58,14 @@ async def test_a_retry_by_hand_gives_a_task_its_lives_back(path: Path) -> None:
     assert (held.attempt, held.max_attempts, held.failures) == (1, 3, 0)
 
 
-async def test_a_listing_shows_the_attempts_that_were_asked_for(path: Path) -> None:
+@pytest.mark.parametrize("counts", [True, False])
+async def test_a_listing_shows_the_attempts_that_were_asked_for(counts: bool, path: Path) -> None:
     """Retries by a policy do not change them, and the latest error is shown while the task waits."""
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task(max_attempts=3)])
         for _ in range(2):
             (held,) = await take(backend)
-            await backend.mark_failure([retry(held)])
+            await backend.mark_failure([retry(held)._replace(counts=counts)])
         (listed,) = await backend.list(error="E: no")
         shown = await backend.show("task")
     assert shown is not None
@@ -82,16 +84,18 @@ async def test_a_task_that_waits_to_be_retried_can_be_cancelled_by_hand(path: Pa
 
 
 async def test_a_buried_task_tells_its_deaths_from_its_failures(path: Path) -> None:
-    """The error counts the attempts that ended with a death, and those that raised beside them."""
+    """The error counts the attempts that ended with a death, and those that were tried again beside them."""
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task(max_attempts=1)])
-        for _ in range(2):
+        for counts in (True, False):
             (held,) = await take(backend)
-            await backend.mark_failure([retry(held)])
+            await backend.mark_failure([retry(held)._replace(counts=counts)])
         await backend.reserve(9, lease=0, alone=True)
         assert (await backend.reserve(9, lease=30, alone=True)).buried == ["task"]
     (row,) = rows(path)
-    assert row["error"].startswith("WorkerDiedError: each of 1 attempts, beside 2 that raised, ended with the death")
+    assert row["error"].startswith(
+        "WorkerDiedError: each of 1 attempts, beside 2 that were tried again, ended with the death"
+    )
     assert row["traceback"] is None
 
 

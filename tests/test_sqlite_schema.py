@@ -73,7 +73,7 @@ async def test_an_older_file_gets_the_shape_of_a_new_one(old: OldFile, path: Pat
     async with connected(SQLiteBackend(path.with_name("new.db"))):
         pass
     assert shape(path) == shape(path.with_name("new.db"))
-    assert rows(path) == [row | {"queue": None, "priority": None, "failures": 0} for row in before]
+    assert rows(path) == [row | {"queue": None, "priority": None, "failures": 0, "snoozes": 0} for row in before]
 
 
 async def test_the_tasks_of_an_older_file_go_on(old: OldFile, path: Path) -> None:

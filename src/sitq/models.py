@@ -15,7 +15,7 @@ type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"
 STATUSES: tuple[Status, ...] = get_args(Status.__value__)
 """Every status, in the order of a task's life."""
 
-FINISHED: frozenset[str] = frozenset({"success", "failed", "cancelled"})
+FINISHED: frozenset[Status] = frozenset({"success", "failed", "cancelled"})
 """The statuses that a task does not leave by itself."""
 
 BURIED_ERROR_PREFIX = "WorkerDiedError: "

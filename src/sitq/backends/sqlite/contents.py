@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sitq.backends.inspect import Finding
 from sitq.backends.sqlite.listing import decoded
-from sitq.models import to_micros
+from sitq.models import FINISHED, STATUSES, to_micros
 
 _EARLIEST = to_micros(datetime.min.replace(tzinfo=UTC))
 _LATEST = to_micros(datetime.max.replace(tzinfo=UTC))
@@ -44,10 +44,11 @@ _TYPES = {
     "queue": "text or null",
     "priority": "integer or null",
     "failures": "integer",
+    "snoozes": "integer",
 }
 _TIMES = ("enqueued_at", "available_at", "started_at", "finished_at")
-_KNOWN = "'pending', 'in_progress', 'success', 'failed', 'cancelled'"
-_FINISHED = "'success', 'failed', 'cancelled'"
+_KNOWN = ", ".join(f"'{status}'" for status in STATUSES)
+_FINISHED = ", ".join(f"'{status}'" for status in STATUSES if status in FINISHED)
 
 # What is wrong, as SQL has it, by how to say it.
 _WRONG: dict[str, str] = {}

@@ -37,7 +37,7 @@ _COUNTS = """
 _OLDEST = 7  # which of them is a time
 
 # A run that was retried by a policy has raised max_attempts by one: what is shown is what was asked for.
-_INFO = """task_id, name, status, attempt, max_attempts - failures, error, enqueued_at,
+_INFO = """task_id, name, status, attempt, max_attempts - failures - snoozes, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
     started_at, finished_at"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"

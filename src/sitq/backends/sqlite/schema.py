@@ -62,6 +62,7 @@ MIGRATIONS = (
     ALTER TABLE tasks ADD COLUMN queue TEXT;
     ALTER TABLE tasks ADD COLUMN priority INTEGER;
     ALTER TABLE tasks ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tasks ADD COLUMN snoozes INTEGER NOT NULL DEFAULT 0;
     DROP INDEX tasks_due;
     DROP INDEX tasks_last;
     CREATE INDEX tasks_due ON tasks (available_at, id)

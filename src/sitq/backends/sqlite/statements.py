@@ -89,9 +89,9 @@ RESERVE = f"""
         FROM {SPENT_ROWS} AND available_at <= NEW.now
         {OLDEST_FIRST} LIMIT {MAX_BURIED_PER_RESERVATION};
     UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
-        error = 'WorkerDiedError: each of ' || (attempt - failures) || ' attempts'
-            || iif(failures, ', beside ' || failures || ' that raised,', '') || ' ended with the death of its '
-            || 'worker, or with a lease that was not renewed; the last one ran alone',
+        error = 'WorkerDiedError: each of ' || (attempt - failures - snoozes) || ' attempts'
+            || iif(failures + snoozes, ', beside ' || (failures + snoozes) || ' that were tried again,', '')
+            || ' ended with the death of its worker, or with a lease that was not renewed; the last one ran alone',
         traceback = NULL
         WHERE task_id IN (SELECT subject FROM note WHERE kind = 'buried' AND token = NEW.claim);
     UPDATE tasks SET {_START}, available_at = NEW.available_at
@@ -127,7 +127,8 @@ FAIL = f"""
 # task may still suffer, max_attempts - attempt, is what it was.
 RETRY_LATER = f"""
     UPDATE tasks SET status = 'pending', available_at = NEW.available_at, max_attempts = max_attempts + 1,
-        failures = failures + NEW.counts, error = NEW.error, traceback = NEW.traceback
+        failures = failures + NEW.counts, snoozes = snoozes + 1 - NEW.counts,
+        error = NEW.error, traceback = NEW.traceback
         WHERE {_IS_HELD};
     {_NOTE_NOT_HELD}
 """
@@ -153,8 +154,8 @@ PRUNE = f"""
 """
 
 RETRY = f"""
-    UPDATE tasks SET status = 'pending', attempt = 0, max_attempts = max(1, max_attempts - failures), failures = 0,
-        available_at = NEW.now, started_at = NULL, finished_at = NULL, claim = NULL,
+    UPDATE tasks SET status = 'pending', attempt = 0, max_attempts = max(1, max_attempts - failures - snoozes),
+        failures = 0, snoozes = 0, available_at = NEW.now, started_at = NULL, finished_at = NULL, claim = NULL,
         result = NULL, error = NULL, traceback = NULL
         WHERE task_id = NEW.task_id AND {CAN_RETRY.format(now="NEW.now")};
     {_NOTE_UNCHANGED}

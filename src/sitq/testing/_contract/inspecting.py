@@ -7,7 +7,7 @@ import pytest
 
 from sitq import Backend, NewTask, ReservedTask
 from sitq.backends.inspect import Counts, Inspectable, TaskDetails
-from sitq.models import Outcome, Status, new_task_id
+from sitq.models import FINISHED, STATUSES, Outcome, Status, new_task_id
 from sitq.testing._contract.base import (
     Contract,
     connected,
@@ -17,8 +17,6 @@ from sitq.testing._contract.base import (
     successes,
 )
 
-STATUSES: tuple[Status, ...] = ("pending", "in_progress", "success", "failed", "cancelled")
-FINISHED: tuple[Status, ...] = ("success", "failed", "cancelled")
 BOMB = b"cos\nsystem\n(S'touch %s'\ntR."
 """A pickle that makes a file of this name when it is loaded."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from sitq import Backend
 from sitq.backends.inspect import Inspectable
-from sitq.models import Outcome, Status
+from sitq.models import FINISHED, Outcome, Status
 from sitq.testing._contract.base import (
     connected,
     failures,
@@ -18,7 +18,7 @@ from sitq.testing._contract.base import (
     statuses,
     successes,
 )
-from sitq.testing._contract.inspecting import FINISHED, Preparing, inspectable
+from sitq.testing._contract.inspecting import Preparing, inspectable
 
 
 class Mending(Preparing):
