@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq.backends.sqlite.jobs import ReadJob
 from sitq.models import Outcome
 from tests.faults import Clock, assert_healthy, assert_unlocked, connected, new_task, open_files, write_lock
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, log_plain, rows, until
@@ -313,6 +314,26 @@ async def test_a_cancelled_close_closes(path: Path, when: When) -> None:
         await backend.connect()
     await backend.close()
     assert_healthy(path)
+
+
+def test_a_loop_that_ends_in_the_middle_of_a_close_leaves_no_thread(path: Path) -> None:
+    """What is under way is finished all the same, then the file is closed and its thread ends."""
+    go_on, before = threading.Event(), set(threading.enumerate())
+
+    async def main() -> None:
+        backend = SQLiteBackend(path)
+        await backend.connect()
+        backend._connected().post(ReadJob(lambda *_: go_on.wait(DEADLINE_SECONDS)))
+        closing = asyncio.ensure_future(backend.close())
+        await until(lambda: backend._connection is None)
+        await asyncio.sleep(0)  # it waits for the thread now
+        assert not closing.done()
+
+    asyncio.run(main())  # and cancels what is left
+    (thread,) = set(threading.enumerate()) - before
+    go_on.set()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
 
 
 async def test_a_cancelled_entry_leaves_nothing_open(tmp_path: Path, runs: Runs, when: When) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import concurrent.futures
-import contextlib
 import sqlite3
 import threading
 from collections import deque
@@ -87,6 +86,7 @@ class Connection:
             if not first or not self._is_started:
                 return
             ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+            ended.set_running_or_notify_cancel()  # so that no cancelled waiter can cancel it: the thread would not end
             self._send(partial(self._end, ended))
         # Not stop() of aiosqlite's: its thread would die of a loop that is closed before it has answered.
         await asyncio.wrap_future(ended)
@@ -103,9 +103,15 @@ class Connection:
         self._file.close()
 
     def _end(self, ended: concurrent.futures.Future[None]) -> object:
-        with contextlib.suppress(sqlite3.Error):
+        # Whatever it raises: the thread ends, and who waits for that is told.
+        try:
             self._let_go()
-        ended.set_result(None)
+        except (sqlite3.Error, OSError):
+            pass  # there is nothing more to be done with the file
+        except BaseException as error:
+            ended.set_exception(error)
+        if not ended.done():
+            ended.set_result(None)
         return _STOP_RUNNING_SENTINEL
 
     def settle(self) -> None:
