@@ -19,6 +19,7 @@ from sitq import (
     ReservedTask,
     Result,
     SQLiteBackend,
+    TaskCancelledError,
     TaskFailedError,
     TaskId,
     TaskQueue,
@@ -26,7 +27,7 @@ from sitq import (
     WorkerDiedError,
     models,
 )
-from sitq.models import BURIED_ERROR_PREFIX, Outcome, Reservation, from_micros, new_task_id, to_micros
+from sitq.models import BURIED_ERROR_PREFIX, EPOCH, Outcome, Reservation, from_micros, new_task_id, to_micros
 from tests.scripts import run_script
 from tests.support import add
 
@@ -297,3 +298,15 @@ def test_moments_survive_as_microseconds(moment: datetime) -> None:
     back = from_micros(to_micros(moment))
     assert back == moment
     assert back.tzinfo is UTC
+
+
+def test_unwrap_tells_why_a_run_was_cancelled() -> None:
+    """If there is a reason; a task that was cancelled by hand has none but that."""
+    moments = {"enqueued_at": EPOCH, "started_at": None, "finished_at": EPOCH}
+    for error, text in (
+        (None, "task x was cancelled while it waited to be run"),
+        ("Expired: too late", "task x was cancelled: Expired: too late"),
+    ):
+        with pytest.raises(TaskCancelledError) as raised:
+            Result("x", "cancelled", None, error, None, 0, **moments).unwrap()  # type: ignore[arg-type]
+        assert str(raised.value) == text

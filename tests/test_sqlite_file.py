@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq import BackendError, SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite import schema
 from sitq.models import Outcome, to_micros
 from tests.faults import connected, new_task, on_connection, outside, run_python
@@ -22,7 +22,7 @@ from tests.worker_tasks import gate, wait_at
 COLUMNS = [
     "id", "task_id", "status", "name", "attempt", "max_attempts", "enqueued_at", "available_at",
     "started_at", "finished_at", "claim", "format", "payload", "result", "error", "traceback",
-    "queue", "priority", "failures",
+    "queue", "priority", "failures", "snoozes",
 ]  # fmt: skip
 HOUR = 3600.0
 
@@ -110,7 +110,7 @@ async def test_a_row_follows_the_life_of_its_task(path: Path) -> None:
             "id": 1, "task_id": "task", "status": "pending", "name": "app:f", "attempt": 0, "max_attempts": 5,
             "enqueued_at": start, "available_at": due, "started_at": None, "finished_at": None, "claim": None,
             "format": "f1", "payload": b"payload", "result": None, "error": None, "traceback": None,
-            "queue": None, "priority": None, "failures": 0,
+            "queue": None, "priority": None, "failures": 0, "snoozes": 0,
         }  # fmt: skip
         assert rows(path) == [pending]
 
@@ -266,8 +266,9 @@ async def test_a_path_means_the_same_file_wherever_the_program_goes(
 
 
 BY_HAND = """
-    UPDATE tasks SET status = 'pending', attempt = 0, available_at = enqueued_at, started_at = NULL,
-        finished_at = NULL, claim = NULL, error = NULL, traceback = NULL
+    UPDATE tasks SET status = 'pending', attempt = 0, max_attempts = max_attempts - failures - snoozes,
+        failures = 0, snoozes = 0, available_at = enqueued_at, started_at = NULL, finished_at = NULL, claim = NULL,
+        error = NULL, traceback = NULL
     WHERE status = 'failed'
 """
 """What SPEC_v1.md permits another client to do with a task that has failed."""
@@ -306,3 +307,33 @@ async def test_what_another_client_deletes_is_gone(
             await worker.stop()
         assert [await queue.get_result(task_id, timeout=0) for task_id in (waiting, running)] == [None, None]
     assert any(running in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+@pytest.mark.parametrize("field", ["task_id", "payload", "max_attempts"])
+async def test_a_task_that_lacks_something_is_not_acknowledged(field: str, backend: SQLiteBackend, path: Path) -> None:
+    """By a caller that is no queue: the call fails, and nothing of its batch is stored."""
+    tasks = [new_task("good"), new_task("bad")._replace(**{field: None})]
+    async with connected(backend):
+        with pytest.raises((BackendError, TypeError)):
+            await backend.enqueue(tasks)
+    assert rows(path) == []
+
+
+async def test_a_task_that_is_cancelled_by_hand_keeps_nothing_of_a_run(backend: SQLiteBackend, path: Path) -> None:
+    """Not the error of the run after which it was to be tried again."""
+    async with connected(backend):
+        await backend.enqueue([new_task()])
+        (held,) = (await backend.reserve(1, lease=60, alone=True)).tasks
+        await backend.mark_failure([Outcome(held, error="E: no", traceback="Traceback", retry_in=60)])
+        assert await backend.cancel(["task"]) == ["task"]
+    (row,) = rows(path)
+    assert (row["status"], row["error"], row["traceback"]) == ("cancelled", None, None)
+
+
+async def test_a_delay_beyond_the_calendar_is_its_end(backend: SQLiteBackend) -> None:
+    """The task can be listed all the same."""
+    async with connected(backend):
+        await backend.enqueue([new_task(delay=1e15)])
+        (listed,) = await backend.list()
+    assert listed.due_at is not None
+    assert listed.due_at.year == 9999

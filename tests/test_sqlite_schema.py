@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,67 +101,69 @@ async def test_an_older_file_is_read_by_nobody_who_cannot_write_it(old: OldFile)
         await Reader(old.path).counts()
 
 
-# What a process of version 2 runs, as far as it names a column or an index.
-_OLD_DUE = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND max_attempts > attempt + 1"
-_OLD_LAST = (
-    "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND max_attempts > attempt"
-)
-OLD_STATEMENTS = {
-    "enqueue": (
-        "INSERT INTO tasks (enqueued_at, task_id, max_attempts, available_at, payload, name, format) "
-        "VALUES (1, 'new', 5, 1, x'', '', '')"
-    ),
-    "look": f"SELECT available_at FROM {_OLD_DUE} AND available_at NOTNULL ORDER BY available_at, id LIMIT 1",
-    "reserve": (
-        "UPDATE tasks SET status = 'in_progress', attempt = attempt + 1, claim = 99 WHERE id IN "
-        f"(SELECT id FROM {_OLD_DUE} AND available_at <= {NOW} ORDER BY available_at, id LIMIT 9)"
-    ),
-    "reserve a last attempt": (
-        "UPDATE tasks SET status = 'in_progress', attempt = attempt + 1, claim = 99 WHERE id = "
-        f"(SELECT id FROM {_OLD_LAST} AND available_at <= {NOW} ORDER BY available_at, id LIMIT 1)"
-    ),
-    "renew": (
-        f"UPDATE tasks SET available_at = {LATER + 1} WHERE task_id = 'held' AND claim = 77 AND finished_at IS NULL"
-    ),
-    "finish": (
-        f"UPDATE tasks SET status = 'success', finished_at = {NOW}, result = x'01' "
-        "WHERE task_id = 'held' AND claim = 77 AND finished_at IS NULL"
-    ),
-}
-
-
 @pytest.fixture
-def older_process(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection of a process of version 2, which has the file open while it is brought up to date."""
+def older_process(path: Path) -> Iterator[Callable[..., set[tuple[Any, ...]]]]:
+    """A process of version 2 that has the file open while it is brought up to date: makes a change as that one does.
+
+    All of its changes are inserted into one view, whose triggers carry them out. What it notes is returned.
+    """
     with outside(path) as connection:
-        for sql in ("look", "reserve", "reserve a last attempt"):
-            connection.execute(f"EXPLAIN {OLD_STATEMENTS[sql]}").fetchall()
-        yield connection
+        connection.executescript((Path(__file__).parent / "older" / "version_2.sql").read_text())
+
+        def change(*values: Any) -> set[tuple[Any, ...]]:
+            marks = ", ".join("?" * len(values))
+            connection.execute(f"INSERT INTO change ({OLD_CHANGE[len(values)]}) VALUES ({marks})", values)
+            noted = set(connection.execute("SELECT kind, key, claim FROM note").fetchall())
+            connection.execute("DELETE FROM note")
+            return noted
+
+        assert change("renew", NOW, "nobody's", 1, LATER) == {("refused", "nobody's", 1)}
+        yield change
+
+
+OLD_CHANGE = {5: "op, now, key, claim, at", 6: "op, now, key, claim, at, a", 9: "op, now, key, claim, at, a, b, c, d"}
 
 
 @pytest.mark.parametrize("old", [2], indirect=True)
 @pytest.mark.usefixtures("old")
-async def test_an_older_process_takes_no_task_of_a_newer_file(path: Path, older_process: sqlite3.Connection) -> None:
-    """Each of its reservations is an error, and changes nothing: no task is lost, and none is run twice."""
-    async with connected(SQLiteBackend(path)):
-        before = rows(path)
-        for name in ("look", "reserve", "reserve a last attempt"):
-            with pytest.raises(sqlite3.OperationalError, match="no query solution"):
-                older_process.execute(OLD_STATEMENTS[name])
-        assert rows(path) == before
-
-
-@pytest.mark.parametrize("old", [2], indirect=True)
-@pytest.mark.usefixtures("old")
-async def test_an_older_process_ends_what_it_has_begun(path: Path, older_process: sqlite3.Connection) -> None:
-    """It stores, renews and finishes in a file that was brought up to date meanwhile; others run what it stored."""
+async def test_an_older_process_goes_on_in_a_newer_file(
+    path: Path, older_process: Callable[..., set[tuple[Any, ...]]]
+) -> None:
+    """It stores, reserves, renews, gives back and finishes, as it did before, and the newer one sees what it did."""
+    (held,) = rows(path, "SELECT id FROM tasks WHERE task_id = 'held'")
     async with connected(SQLiteBackend(path, clock=Clock())) as backend:
-        for name in ("enqueue", "renew", "finish"):
-            assert older_process.execute(OLD_STATEMENTS[name]).rowcount == 1
-        found = await backend.get_result("held")
-        assert found is not None
-        assert (found.status, found.value) == ("success", b"\x01")
-        assert "new" in {task.task_id for task in (await backend.reserve(9, lease=30, alone=False)).tasks}
+        assert older_process("renew", NOW, held["id"], 77, LATER + 1) == set()
+        assert older_process("finish", NOW, held["id"], 77, None, "success", b"\x01", None, None) == set()
+        assert older_process("enqueue", NOW, "new", 5, 2, b"p", "", "", None) == set()
+        assert older_process("reserve", NOW, 9, 99, LATER, False) == {("buried", "spent", 99)}
+        taken = rows(path, "SELECT id, task_id FROM tasks WHERE claim = 99 AND status = 'in_progress' ORDER BY task_id")
+        assert [row["task_id"] for row in taken] == ["abandoned", "due", "new"]
+        assert older_process("release", NOW, taken[0]["id"], 99, None) == set()
+        assert older_process("finish", NOW, taken[1]["id"], 99, None, "failed", None, "E: no", None) == set()
+        ended = {name: await backend.get_result(name) for name in ("held", "due", "spent")}
+        statuses = {name: result and (result.status, result.value, result.error) for name, result in ended.items()}
+        assert statuses["held"] == ("success", b"\x01", None)
+        assert statuses["due"] == ("failed", None, "E: no")
+        assert [task.task_id for task in (await backend.reserve(9, lease=30, alone=False)).tasks] == ["abandoned"]
+
+
+@pytest.mark.parametrize("old", [2], indirect=True)
+@pytest.mark.usefixtures("old")
+async def test_an_older_process_runs_what_is_to_be_tried_again(
+    path: Path, older_process: Callable[..., set[tuple[Any, ...]]]
+) -> None:
+    """Its success leaves nothing of the failure before it."""
+    clock = Clock()
+    async with connected(SQLiteBackend(path, clock=clock)) as backend:
+        await backend.reserve(9, lease=30, alone=False)  # what is there already
+        await backend.enqueue([new_task("again")])
+        (task,) = (await backend.reserve(9, lease=30, alone=False)).tasks
+        await backend.mark_failure([Outcome(task, error="E: no", traceback="Traceback", retry_in=0)])
+        older_process("reserve", NOW, 9, 99, LATER, False)
+        older_process("finish", NOW, task.key, 99, None, "success", b"\x01", None, None)
+        found = await backend.get_result("again")
+    assert found is not None
+    assert (found.status, found.value, found.error, found.traceback) == ("success", b"\x01", None, None)
 
 
 @pytest.mark.parametrize("old", [2], indirect=True)

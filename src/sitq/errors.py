@@ -45,20 +45,24 @@ class TaskFailedError(SitqError):
         return f"{message}\n\nIn the worker:\n{self.traceback}" if self.traceback else message
 
 
+WAITING = "cancelled while it waited to be run"
+"""What is said of a task that was cancelled for no other reason."""
+
+
 class TaskCancelledError(TaskFailedError):
-    """A task was cancelled while it waited to be run, and its result was asked for.
+    """A task was cancelled, and its result was asked for.
 
     It is a :class:`TaskFailedError`, because the caller learns the same: there is no value, and none
     will come. Code that catches that one needs no second branch.
     """
 
-    def __init__(
-        self, task_id: str, error: str = "cancelled while it waited to be run", traceback: str | None = None
-    ) -> None:
+    def __init__(self, task_id: str, error: str = WAITING, traceback: str | None = None) -> None:
         super().__init__(task_id, error, traceback)
 
     def __str__(self) -> str:
-        return f"task {self.task_id} was cancelled while it waited to be run"
+        if self.error == WAITING:
+            return f"task {self.task_id} was {WAITING}"
+        return f"task {self.task_id} was cancelled: {self.error}"
 
 
 class WorkerDiedError(TaskFailedError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, Self, get_args
 
-from sitq.errors import TaskCancelledError, TaskFailedError, WorkerDiedError
+from sitq.errors import WAITING, TaskCancelledError, TaskFailedError, WorkerDiedError
 
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
@@ -245,7 +245,7 @@ class Result[T]:
 
         Raises:
             TaskFailedError: The task failed; the error carries the remote traceback.
-            TaskCancelledError: The task was cancelled while it waited to be run.
+            TaskCancelledError: The task was cancelled.
             WorkerDiedError: Its workers died on every attempt. This and the one before are
                 ``TaskFailedError``s, too.
             RuntimeError: The task is not finished.
@@ -257,5 +257,5 @@ class Result[T]:
             buried = self.traceback is None and error.startswith(BURIED_ERROR_PREFIX)
             raise (WorkerDiedError if buried else TaskFailedError)(self.task_id, error, self.traceback)
         if self.status == "cancelled":
-            raise TaskCancelledError(self.task_id)
+            raise TaskCancelledError(self.task_id, self.error or WAITING, self.traceback)
         raise RuntimeError(f"task {self.task_id} is {self.status}: it has no result yet")

@@ -114,7 +114,7 @@ class ReadJob[T](Job[T]):
 
 def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
     for task in tasks:
-        due = now + micros(task.delay or 0) if task.eta is None else max(now, to_micros(task.eta))
+        due = min(now + micros(task.delay or 0), MAX_MOMENT) if task.eta is None else max(now, to_micros(task.eta))
         yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
 
 
@@ -263,6 +263,7 @@ class RecordJob(Job[list[ReservedTask]]):
     def __init__(self, outcomes: Sequence[Outcome], status: Literal["success", "failed"]) -> None:
         super().__init__()
         self._outcomes = outcomes
+        self.synced = any(outcome.then for outcome in outcomes)  # they are new tasks like any other
         self._status: Literal["success", "failed"] = status
 
     def changes(self, now: int) -> Iterator[Change]:

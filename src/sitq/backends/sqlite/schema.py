@@ -19,11 +19,11 @@ WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 # because a process of version 1 may have had the file open.) The form of the conditions matters: with the
 # sum on the left, SQLite 3.40 does not see that a query implies them.
 #
-# Version 3 makes room for named queues and priorities. A task of the default queue at the default priority
-# has neither; the two indexes hold only those, so that tasks of other queues will cost the others nothing.
-# A process of version 2 that has the file open meanwhile can go on to store, renew and finish; SQLite refuses
-# its reservations, because the indexes that they name no longer cover what they ask for. So it can take
-# nothing that it does not understand, until it is restarted with this version.
+# Version 3 makes room for named queues and priorities: a task of the default queue at the default priority
+# has neither. The indexes stay as they are, although no statement takes a row with a queue from them: a
+# process of version 2 that has the file open meanwhile goes on with statements that name them, and SQLite
+# would refuse all of them if an index no longer covered what they ask for. They are made anew, without the
+# rows of other queues, when the first task of a named queue is stored; nobody can do that yet.
 #
 # What an ability needs beside that (columns, indexes, triggers) will be made at its first use in a file,
 # and noted in a table ``features (name TEXT PRIMARY KEY, version INTEGER)``, which is made together with the
@@ -63,12 +63,6 @@ MIGRATIONS = (
     ALTER TABLE tasks ADD COLUMN priority INTEGER;
     ALTER TABLE tasks ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE tasks ADD COLUMN snoozes INTEGER NOT NULL DEFAULT 0;
-    DROP INDEX tasks_due;
-    DROP INDEX tasks_last;
-    CREATE INDEX tasks_due ON tasks (available_at, id)
-        WHERE finished_at IS NULL AND max_attempts > attempt + 1 AND queue IS NULL;
-    CREATE INDEX tasks_last ON tasks (available_at, id)
-        WHERE finished_at IS NULL AND max_attempts <= attempt + 1 AND queue IS NULL;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -136,9 +136,10 @@ RETRY_LATER = f"""
 # Before the record of the outcome, which ends the claim: recorded again, the outcome stores nothing. An id
 # that is taken must not keep the outcomes of other tasks from being recorded.
 STORE_THEN = f"""
-    INSERT OR IGNORE INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
+    INSERT INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
     SELECT NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now
-        WHERE EXISTS (SELECT 1 FROM tasks WHERE {_IS_HELD});
+        WHERE EXISTS (SELECT 1 FROM tasks WHERE {_IS_HELD})
+        ON CONFLICT (task_id) DO NOTHING;
 """
 
 RELEASE = f"""
@@ -162,7 +163,7 @@ RETRY = f"""
 """
 
 CANCEL = f"""
-    UPDATE tasks SET status = 'cancelled', finished_at = NEW.now, claim = NULL
+    UPDATE tasks SET status = 'cancelled', finished_at = NEW.now, claim = NULL, error = NULL, traceback = NULL
         WHERE task_id = NEW.task_id AND {CAN_CANCEL.format(now="NEW.now")};
     {_NOTE_UNCHANGED}
 """
@@ -239,7 +240,7 @@ _STORE_TASKS = {
     count: f"""
         INSERT INTO tasks (enqueued_at, {", ".join(StoreTask._fields)})
         SELECT * FROM (VALUES {", ".join([f"(?1, {', '.join('?' * len(StoreTask._fields))})"] * count)})
-        WHERE column2 IS NOT NULL
+        LIMIT ?
     """
     for count in ROW_COUNTS
 }
@@ -340,7 +341,8 @@ def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> 
     if kinds == _ONLY_STORED:
         count = ROW_COUNTS[bisect_left(ROW_COUNTS, len(changes))]
         no_task = (None,) * (len(StoreTask._fields) * (count - len(changes)))
-        connection.execute(_STORE_TASKS[count], [now, *itertools.chain.from_iterable(changes), *no_task])
+        values = [now, *itertools.chain.from_iterable(changes), *no_task, len(changes)]
+        connection.execute(_STORE_TASKS[count], values)
         return True
     for kind in kinds & _SELDOM:
         _install_trigger(connection, kind)
