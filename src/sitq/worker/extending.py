@@ -1,6 +1,7 @@
 """What a worker does with its extensions."""
 
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -21,12 +22,22 @@ def check_extensions(extensions: Sequence[Extension]) -> tuple[Extension, ...]:
     """Returns the extensions.
 
     Raises:
-        TypeError: One of them has none of the methods of an extension.
+        TypeError: One of them has none of the methods of an extension, or one that is ``async`` in the wrong way.
     """
     for extension in extensions:
         if isinstance(extension, type) or not isinstance(extension, (Around, Beside, Listener)):
             what = f"the class {extension.__name__}" if isinstance(extension, type) else type(extension).__name__
             raise TypeError(f"an extension is an object with around(), beside() or on_event(), not {what}")
+        # Found here and not in the first run: there it would be the failure of each task of the queue.
+        for name in ("around", "beside"):
+            method = getattr(extension, name, None)
+            if inspect.isasyncgenfunction(method) or inspect.iscoroutinefunction(method):
+                raise TypeError(
+                    f"{name}() of {type(extension).__name__} must return an async context manager: "
+                    "write @asynccontextmanager above a function that yields once"
+                )
+        if inspect.iscoroutinefunction(getattr(extension, "on_event", None)):
+            raise TypeError(f"on_event() of {type(extension).__name__} must not be async: nothing awaits it")
     return tuple(extensions)
 
 

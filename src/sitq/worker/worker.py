@@ -87,6 +87,8 @@ class Worker:
             ),
             log_exceptions=log_exceptions,
         )
+        if isinstance(executor, type):
+            raise TypeError(f"executor must be an object, not the class {executor.__name__}")
         if executor is not None and not isinstance(executor, Executor):
             raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
         self._executor = ThreadExecutor() if executor is None else executor
