@@ -145,7 +145,7 @@ async def test_a_look_that_the_file_was_changed_under_is_made_again(
 
 
 async def test_a_file_that_never_keeps_still_is_an_error(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a number of looks, and not never."""
+    """After a number of reads, and not never."""
     checked = reading._checked_version
 
     def touch(connection: sqlite3.Connection, path: str) -> int:
@@ -154,7 +154,7 @@ async def test_a_file_that_never_keeps_still_is_an_error(filled: Filled, monkeyp
         return checked(connection, path)
 
     monkeypatch.setattr(reading, "_checked_version", touch)
-    with pytest.raises(BackendUnavailableError, match="others changed it under each of 10 looks"):
+    with pytest.raises(BackendUnavailableError, match="others changed it under each of 10 reads"):
         await Reader(filled.path).counts()
 
 

@@ -90,7 +90,7 @@ class Beside(Protocol):
 
 @runtime_checkable
 class Listener(Protocol):
-    """Something that is told what happens to a worker's tasks, and cannot change it."""
+    """Something that is notified of what happens to a worker's tasks, and cannot change it."""
 
     def on_event(self, event: Event) -> None:
         """Takes an event.

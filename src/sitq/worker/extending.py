@@ -67,11 +67,11 @@ async def entered_beside(extensions: Sequence[Extension], backend: Backend) -> A
 
 
 class Events:
-    """Tells who listens what happens to a worker's tasks; no listener can harm one.
+    """Notifies listeners of what happens to a worker's tasks; none of them can harm one.
 
     Args:
-        log: Is told first.
-        listeners: Who is told then, in this order.
+        log: Is notified first.
+        listeners: Are notified then, in this order.
     """
 
     def __init__(self, log: TaskLog, listeners: Sequence[Listener]) -> None:
@@ -87,7 +87,7 @@ class Events:
         reason: str = "",
         error: BaseException | None = None,
     ) -> None:
-        """Tells of something that happened to ``task``; never raises."""
+        """Notifies of something that happened to ``task``; never raises."""
         if self._listeners or self._log.is_heard(kind):  # else it is not worth to be made
             self.send(Event(kind, task.task_id, task.name, task.attempt, seconds, reason, error))
 

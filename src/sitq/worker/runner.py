@@ -15,7 +15,7 @@ from sitq.worker.settings import STEP_SECONDS, Settings
 from sitq.worker.shutdown import Shutdown
 
 type OnEnd = Callable[[HeldTask, Ended | None], object]
-"""Told how a run ended; ``None``: the user interrupted it."""
+"""Called with how a run ended; ``None``: the user interrupted it."""
 
 
 class Runner:
@@ -26,8 +26,8 @@ class Runner:
         settings: The worker's numbers.
         executor: Where plain functions run.
         around: Calls a function with what the extensions put around it; ``None``: nothing.
-        events: Told what happens to the tasks.
-        on_end: Told of each end.
+        events: Notified of what happens to the tasks.
+        on_end: Called at each end.
 
     Attributes:
         events: As given.

@@ -77,7 +77,7 @@ def create_private_file(path: Path) -> None:
     """Creates an empty file for its owner only, unless there is one.
 
     SQLite gives the -wal and -shm files the mode of the database. The file is made without being
-    opened where that is possible: closing a descriptor of a database drops every POSIX lock that
+    opened if that is possible: closing a descriptor of a database drops every POSIX lock that
     this process holds on it (sqlite.org/howtocorrupt.html, 2.2).
     """
     if path.exists():
@@ -90,7 +90,7 @@ def create_private_file(path: Path) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Brings a fresh connection and, where need be, its file to the current schema.
+    """Brings a fresh connection and, if need be, its file to the current schema.
 
     Raises:
         BackendCorruptError: The file belongs to something else.
