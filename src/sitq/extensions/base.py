@@ -59,7 +59,10 @@ class Run:
 
 @runtime_checkable
 class Around(Protocol):
-    """Something that every run of a worker is wrapped in: a span, a session, a transaction, a time limit."""
+    """Something that every run of a worker is wrapped in: a span, a session, a transaction.
+
+    A time limit, too, but for coroutines only: a plain function goes on in its thread, and keeps it.
+    """
 
     def around(self, run: Run) -> AbstractAsyncContextManager[object]:
         """Returns what is entered before the function is called, and left after it.
