@@ -64,7 +64,7 @@ async def accept(document: Document) -> Status:
 
 @app.get("/documents/{task_id}")
 async def look(task_id: str, response: Response, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> Status:
-    """Gives the result, or status 202 where it is not there after ``wait`` seconds."""
+    """Gives the result, or status 202 if it is not there after ``wait`` seconds."""
     if await backend.get_result(task_id) is None:
         raise HTTPException(404, "no such document, or its result has expired")
     result = await queue.get_result(task_id, timeout=wait)

@@ -169,7 +169,7 @@ class MemoryBackend:
         return sorted(due, key=lambda row: (row.available_at, row.key))
 
     def _bury(self, now: float) -> list[str]:
-        """Fails the tasks whose last permitted attempt lost its lease."""
+        """Fails the tasks whose lease ended in their last permitted attempt."""
         spent = [row for row in self._due(now) if row.attempts_left <= 0]
         for row in spent:
             row.status, row.claim, row.finished_at = "failed", None, now

@@ -40,7 +40,7 @@ class Clock:
 
 
 class Waits:
-    """Stands for the module ``time`` where a lock is waited for, and tells how often that was done."""
+    """Stands for the module ``time`` while a lock is waited for, and says how often that was done."""
 
     monotonic = staticmethod(time.monotonic)
 
@@ -157,7 +157,7 @@ async def no_free_page(backend: SQLiteBackend) -> AsyncIterator[None]:
 
     def cap(connection: sqlite3.Connection) -> int:
         before: int = connection.execute("PRAGMA max_page_count").fetchone()[0]
-        connection.execute("PRAGMA max_page_count = 1")  # the present size, for it cannot be less
+        connection.execute("PRAGMA max_page_count = 1")  # the present size, because it cannot be less
         return before
 
     before = await on_connection(backend, cap)

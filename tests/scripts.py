@@ -16,7 +16,7 @@ RUN_FILE = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_
 def run_script(code: str, *arguments: object, status: int = 0, quiet: bool = True, stdin: str | None = None) -> str:
     """Runs ``code`` as a program, its indentation taken away, and returns what it printed.
 
-    Fails the test where the program hangs, ends with another status or, if it should be quiet and
+    Fails the test if the program hangs, ends with another status or, if it should be quiet and
     end well, complains on stderr.
     """
     process = start_python(textwrap.dedent(code), *arguments, stdin=subprocess.PIPE, start_new_session=True)

@@ -60,7 +60,7 @@ def _definitions(path: Path) -> dict[str, ast.AST]:
 def why_unresolved(test: str, root: Path = ROOT) -> str | None:
     """Returns what is wrong with the name of a test, as pytest has it; ``None`` if it names one.
 
-    The name of a class is enough where it inherits its tests, as from the contract suite.
+    The name of a class is enough if it inherits its tests, as from the contract suite.
     """
     file, _, name = test.partition("::")
     path = root / file

@@ -344,7 +344,7 @@ async def test_a_partial_that_calls_in_its_own_way_blocks_no_loop(queue: TaskQue
 
 @pytest.mark.parametrize("kind", OF_MAIN)
 def test_what_a_script_defines_runs_without_the_script(of_main: tuple[dict[str, str], Outcomes], kind: str) -> None:
-    """What is defined in ``__main__``, with helpers, globals and imports, runs where that is another program."""
+    """What is defined in ``__main__``, with helpers, globals and imports, runs if that is another program."""
     ids, results = of_main
     outcome = results[kind]
     assert isinstance(outcome, Result), outcome

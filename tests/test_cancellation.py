@@ -161,7 +161,7 @@ async def test_a_cancellation_is_not_lost_to_an_error_that_comes_with_it(path: P
 
 
 async def test_a_cancelled_reservation_does_not_cost_its_neighbours_their_answer(path: Path) -> None:
-    """Where the backend is closed as well, the task stays with its lease, and who shares the commit is answered."""
+    """If the backend is closed as well, the task stays with its lease, and who shares the commit is answered."""
     begun = threading.Event()
 
     class Tells(Clock):
@@ -191,7 +191,7 @@ async def test_a_cancelled_reservation_does_not_cost_its_neighbours_their_answer
 async def test_a_cancelled_completion_can_be_made_again(
     backend: SQLiteBackend, path: Path, when: When, outcome: str
 ) -> None:
-    """It was recorded whole or not at all, and the second try is never told that the claim was lost."""
+    """It was recorded whole or not at all, and the second try never learns that the task is not held."""
     numbers = itertools.count()
     waiting: list[Outcome] = []
     mark = backend.mark_success if outcome == "success" else backend.mark_failure
@@ -247,7 +247,7 @@ async def test_a_cancelled_waiter_leaves_nothing_behind(
         assert await queue.get_result(task_id, timeout=0.01) is None
 
     async for _ in sweep(wait, when):
-        assert open_files() == files  # not after a look from outside: SQLite keeps such a file open for a while
+        assert open_files() == files  # not after a query from outside: SQLite keeps such a file open for a while
     assert_unlocked(path)
     assert await Worker(backend).drain() == 1
     result = await queue.get_result(task_id)

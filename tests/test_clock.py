@@ -68,7 +68,7 @@ async def test_an_hour_forward_does_not_cost_a_holder_its_task_that_renews_first
 async def test_an_hour_back_blocks_an_abandoned_task_for_its_lease_and_the_hour(
     two: tuple[SQLiteBackend, SQLiteBackend], clock: Clock
 ) -> None:
-    """Not shorter, for its holder may live; not longer."""
+    """Not shorter, because its holder may live; not longer."""
     first, second = two
     await first.reserve(1, lease=LEASE, alone=True)
     clock.now -= HOUR

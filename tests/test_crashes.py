@@ -38,7 +38,7 @@ def workers(path: Path) -> Iterator[Fleet]:
 async def test_a_death_at_any_moment_costs_at_most_one_more_run(
     path: Path, runs: Runs, workers: Fleet, moment: str, function: Callable[..., Any], count: int
 ) -> None:
-    """Between run and record: exactly one more. Where it was recorded, or had not begun: none."""
+    """Between run and record: exactly one more. If it was recorded, or not started yet: none."""
     async with TaskQueue(SQLiteBackend(path)) as queue:
         task_id = await queue.enqueue(function, runs, 7, 0.0)
         with fleet(path, "serve", lease=LEASE_SECONDS, dies=moment) as doomed:

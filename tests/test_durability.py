@@ -1,6 +1,6 @@
 """Power: which commits are synced to the disk before they are acknowledged.
 
-What SQLite is told is checked everywhere; what the system is told, where there is a C compiler: a
+What SQLite is told is checked everywhere; what the system is told, if there is a C compiler: a
 small library counts the calls of fsync and fdatasync.
 """
 

@@ -116,3 +116,22 @@ def test_what_is_no_executor_is_refused() -> None:
     """When the worker is made."""
     with pytest.raises(TypeError, match="executor must have start"):
         Worker(executor=object())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not the class ThreadExecutor"):
+        Worker(executor=ThreadExecutor)  # type: ignore[arg-type]
+
+
+class NoPool:
+    """Gives no pool."""
+
+    def start(self, slots: int) -> Any:
+        """Returns nothing."""
+
+
+async def test_what_is_no_pool_ends_the_start(queue: TaskQueue, backend: SQLiteBackend) -> None:
+    """No task is failed for it."""
+    task_id = await queue.enqueue(where)
+    with pytest.raises(TypeError, match=r"start\(\) of NoPool must return an object with submit\(\) and close\(\)"):
+        await Worker(backend, executor=NoPool()).start()
+    task = await queue.get(task_id)
+    assert task is not None
+    assert task.status == "pending"

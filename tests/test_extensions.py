@@ -281,6 +281,42 @@ def test_what_is_no_extension_is_refused(wrong: Any, said: str) -> None:
         Worker(extensions=[wrong])
 
 
+class Bare:
+    """Forgets ``asynccontextmanager``."""
+
+    async def around(self, run: Run) -> AsyncIterator[None]:
+        """Yields, and is no context manager for that."""
+        yield
+
+
+class Awaited:
+    """Has coroutine functions in place of plain ones."""
+
+    async def beside(self, backend: Backend) -> None:
+        """Would have to be awaited."""
+
+
+class Deaf:
+    """Hears nothing, because nobody awaits it."""
+
+    async def on_event(self, event: Event) -> None:
+        """Would have to be awaited."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Bare(), r"around\(\) of Bare .* @asynccontextmanager"),
+        (Awaited(), r"beside\(\) of Awaited .* @asynccontextmanager"),
+        (Deaf(), r"on_event\(\) of Deaf must not be async"),
+    ],
+)
+def test_a_method_that_is_async_in_the_wrong_way_is_refused(wrong: Any, said: str) -> None:
+    """When the worker is made, and not as the failure of each task."""
+    with pytest.raises(TypeError, match=said):
+        Worker(extensions=[wrong])
+
+
 def test_without_extensions_nothing_is_called_around_a_run() -> None:
     """Whoever does not use them does not pay for them, and a listener alone is none of those that are around."""
     assert call_around(()) is None

@@ -251,7 +251,7 @@ async def test_calls_that_share_a_commit_wait_for_the_lock_once(path: Path, monk
 
 
 async def test_connecting_to_a_locked_fresh_file_fails_within_bounded_time(path: Path) -> None:
-    """Where the table cannot be made, the error says that the file is busy; later it can."""
+    """If the table cannot be made, the error says that the file is busy; later it can."""
     sqlite3.connect(path).close()
     with outside(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -380,7 +380,7 @@ backend = SQLiteBackend(path, clock=lambda: clock())
 clock = time.time
 
 def replacing():
-    # Asked at the beginning of a batch: after the look for the -wal file, before the commit.
+    # Asked at the beginning of a batch: after the check for the -wal file, before the commit.
     global clock
     clock = time.time
     open(path).close()

@@ -228,7 +228,7 @@ async def test_a_limit_that_makes_no_sense_is_refused(queue: TaskQueue, limit: A
 
 
 async def test_ids_have_to_be_strings(queue: TaskQueue, failed: list[str]) -> None:
-    """Nothing is changed where one of them is not."""
+    """Nothing is changed if one of them is not."""
     for call in (queue.retry, queue.cancel):
         with pytest.raises(TypeError, match="a task id must be a str, not int"):
             await call([failed[0], 1])  # type: ignore[list-item]

@@ -15,7 +15,7 @@ from tests.support import DEADLINE_SECONDS, add, multiply
 
 WARM_UP = 30
 TIMES = 500
-LARGEST_GROWTH_BYTES = 16 * 1024 * 1024
+MAX_GROWTH_BYTES = 16 * 1024 * 1024
 
 
 def objects() -> int:
@@ -68,7 +68,7 @@ async def test_starting_and_stopping_a_worker_leaves_nothing_behind(path: Path, 
         for _ in range(times):
             await once()
         footprint.is_left(times)
-    assert largest_memory() - memory < LARGEST_GROWTH_BYTES
+    assert largest_memory() - memory < MAX_GROWTH_BYTES
 
 
 async def test_one_worker_that_is_started_and_stopped_leaves_nothing_behind(backend: SQLiteBackend) -> None:

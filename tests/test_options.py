@@ -162,7 +162,7 @@ def test_sync_code_has_the_same_options(path: Path) -> None:
 
 
 async def test_an_enqueuer_for_sync_code_blocks_no_event_loop(queue: TaskQueue, path: Path) -> None:
-    """Where one runs in the same thread, it points to ``TaskQueue`` and stores nothing."""
+    """If one runs in the same thread, it points to ``TaskQueue`` and stores nothing."""
     enqueuer = SyncTaskQueue(SQLiteBackend(path)).options(max_attempts=3)
     with pytest.raises(RuntimeError, match=r"\bTaskQueue\b"):
         enqueuer.enqueue(add, 1, 2)

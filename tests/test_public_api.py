@@ -122,7 +122,7 @@ def test_the_dependencies_are_aiosqlite_and_cloudpickle() -> None:
 
 
 def test_importing_sitq_does_not_import_cloudpickle() -> None:
-    """It is loaded at its first use, for it costs a good part of the time that the import takes."""
+    """It is loaded at its first use, because it costs a good part of the time that the import takes."""
     printed = run_script("""
         import sys, sitq
         print("cloudpickle" in sys.modules)
@@ -133,7 +133,7 @@ def test_importing_sitq_does_not_import_cloudpickle() -> None:
 
 
 def test_importing_sitq_does_not_import_ctypes() -> None:
-    """It is loaded when somebody waits, for from Python 3.14 on its import opens a file and keeps it open."""
+    """It is loaded when somebody waits, because from Python 3.14 on its import opens a file and keeps it open."""
     assert run_script("import sys, sitq; print('ctypes' in sys.modules)").strip() == "False"
 
 

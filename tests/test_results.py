@@ -71,7 +71,7 @@ class TwoArgumentsError(Exception):
 
 
 class UnpicklableError(Exception):
-    """Cannot be pickled, for it carries what cannot."""
+    """Cannot be pickled, because it carries what cannot."""
 
     def __init__(self) -> None:
         super().__init__("carries a generator")

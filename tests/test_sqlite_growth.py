@@ -12,7 +12,7 @@ import pytest
 
 from sitq import SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite import pruning
-from sitq.backends.sqlite.schema import SCHEMA_VERSION, WAL_SIZE_LIMIT_BYTES
+from sitq.backends.sqlite.schema import MAX_WAL_BYTES, SCHEMA_VERSION
 from sitq.models import Outcome
 from tests.faults import Clock, assert_healthy, connected, new_task, on_connection, outside, write_lock
 from tests.support import Runs, log_async, log_plain, rows, until
@@ -109,7 +109,7 @@ async def test_a_live_task_is_kept_however_old(path: Path) -> None:
 
 
 async def test_pruning_goes_in_small_batches(path: Path) -> None:
-    """One look deletes no more than a fixed number of rows, so that others get their turn in between."""
+    """One reservation deletes no more than a fixed number of rows, so that others get their turn in between."""
     count = 3 * pruning.MAX_PRUNED_PER_RESERVATION + 50
     async with connected(backend_later(path, 0.0)) as backend:
         await finish_some(backend, count)
@@ -173,12 +173,12 @@ async def test_the_wal_shrinks_after_a_long_reader_has_left(path: Path) -> None:
         with outside(path) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM tasks").fetchone()
-            while wal_size(path) < 1.5 * WAL_SIZE_LIMIT_BYTES:
+            while wal_size(path) < 1.5 * MAX_WAL_BYTES:
                 await backend.enqueue([new_task(f"big-{wal_size(path)}", MEGABYTE)])
             assert reader.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
         for n in range(3):
             await backend.enqueue([new_task(f"after-{n}", MEGABYTE)])
-        assert wal_size(path) <= WAL_SIZE_LIMIT_BYTES
+        assert wal_size(path) <= MAX_WAL_BYTES
 
 
 async def test_the_wal_is_bounded_while_nobody_reads_for_long(path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_the_wal_is_bounded_while_nobody_reads_for_long(path: Path) -> Non
         for n in range(30):
             await backend.enqueue([new_task(f"big-{n}", MEGABYTE)])
             await backend.get_result("big-0")
-            assert wal_size(path) <= WAL_SIZE_LIMIT_BYTES
+            assert wal_size(path) <= MAX_WAL_BYTES
 
 
 def can_empty_wal(path: Path) -> bool:

@@ -70,7 +70,7 @@ def test_many_processes_can_open_a_fresh_file_at_once(path: Path, attempt: int) 
 
 @pytest.mark.parametrize("version", [0, 1])
 async def test_an_empty_database_is_made_sitqs(backend: SQLiteBackend, path: Path, version: int) -> None:
-    """A file without a table is nobody's, also where it has a version already."""
+    """A file without a table is nobody's, also if it has a version already."""
     with outside(path) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     async with connected(backend):

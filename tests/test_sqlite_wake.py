@@ -54,7 +54,7 @@ asyncio.run(main())
 
 
 class NoReaders(asyncio.SelectorEventLoop):
-    """An event loop that cannot watch descriptors, as Windows' usual one and some of others' making."""
+    """An event loop that cannot watch descriptors, as Windows' usual one and some of other projects."""
 
     def add_reader[*Ts](self, fd: Any, callback: Callable[[*Ts], object], *args: *Ts) -> None:
         """Cannot."""
@@ -72,7 +72,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def find_nothing(task_ids: Sequence[str], seen: object) -> asyncio.Future[tuple[object, Sequence[str]]]:
-    """Stands for a look at the file, which nobody needs who waits for due tasks."""
+    """Stands for a query of the file, which nobody needs who waits for due tasks."""
     raise AssertionError("nobody waits for a result")
 
 
@@ -93,7 +93,7 @@ async def seen(changed: asyncio.Event, is_there: Callable[[], Coroutine[Any, Any
 
 
 def test_each_task_of_another_process_wakes_a_watcher(path: Path, way: str) -> None:
-    """One after the other, each is found by a look that was asked for after the wake-up."""
+    """One after the other, each is found by a check that was asked for after the wake-up."""
 
     async def main() -> None:
         changed = asyncio.Event()
@@ -171,7 +171,7 @@ def test_a_wal_file_that_is_made_anew_is_still_watched(path: Path, way: str, mon
 
 
 async def test_a_folder_that_cannot_be_watched_is_looked_at_instead(tmp_path: Path) -> None:
-    """Where the system has no watch to give, a wake-up comes all the same."""
+    """If the system has no watch to give, a wake-up comes all the same."""
     wal = tmp_path / "not there yet" / "queue.db-wal"
     changed = asyncio.Event()
     with Watchers(str(wal), find_nothing).watching(changed.set, None):
@@ -249,7 +249,7 @@ async def test_a_commit_elsewhere_is_one_query_for_all_who_wait(path: Path, monk
         assert result is not None
         assert result.value == "done"
         assert single == 1
-        assert 1 <= len(asked) <= 3  # the enqueue's touch may still be under way, and a look each second
+        assert 1 <= len(asked) <= 3  # the enqueue's touch may still be under way, and a check each second
         for task in waiting[1:]:
             assert not task.done()
             task.cancel()

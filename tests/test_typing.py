@@ -19,7 +19,7 @@ type Errors = dict[int, str]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a type checker of this environment; one that is not installed is a failure, for it prints no findings."""
+    """Runs a type checker of this environment; one that is not there is a failure, because it prints no findings."""
     command = (sys.executable, "-m", *command)
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=CHECK_SECONDS)
 

@@ -276,7 +276,7 @@ async def test_a_backend_that_never_waits_is_drained() -> None:
 
 
 async def test_drain_does_not_wait_for_an_eta(queue: TaskQueue, backend: SQLiteBackend) -> None:
-    """Where nothing is due drain() returns 0, although a task waits for its eta."""
+    """If nothing is due, drain() returns 0, although a task waits for its eta."""
     await queue.enqueue(add, 1, 2, eta=datetime.now(UTC) + timedelta(hours=1))
     assert await Worker(backend).drain() == 0
 

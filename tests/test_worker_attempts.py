@@ -116,7 +116,7 @@ async def test_a_last_attempt_runs_alone_in_its_worker(
     """While it runs its worker takes nothing else, and another worker may; afterwards the first one goes on."""
     async with TaskQueue(backend, max_attempts=1) as last, TaskQueue(backend) as queue, Worker(backend):
         with gate() as here:
-            lone = await last.enqueue(task, "gate")
+            last_id = await last.enqueue(task, "gate")
             await here.arrived()
             ids = await queue.enqueue_many(partial(add, n, n) for n in range(6))
             for task_id in ids[:3]:
@@ -125,7 +125,7 @@ async def test_a_last_attempt_runs_alone_in_its_worker(
             other = Worker(SQLiteBackend(path), max_concurrency=2)
             assert await other.drain() == 6
             waiting = await queue.enqueue(add, 3, 4)
-        result, after = await last.get_result(lone), await queue.get_result(waiting)
+        result, after = await last.get_result(last_id), await queue.get_result(waiting)
     assert result is not None
     assert result.status == "success"
     assert after is not None
@@ -142,14 +142,14 @@ async def test_last_attempts_never_have_neighbours_in_a_saturated_worker(
             await queue.enqueue_many(partial(add, m, m) for m in range(slots + n))
             await last.enqueue(add, n, n)
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.execute("CREATE TABLE seen (held INTEGER, lone INTEGER)")
+            connection.execute("CREATE TABLE seen (held INTEGER, last INTEGER)")
             connection.execute(
                 "CREATE TRIGGER see AFTER UPDATE ON tasks BEGIN INSERT INTO seen SELECT count(*), "
                 "total(max_attempts = 1) FROM tasks INDEXED BY tasks_by_status WHERE status = 'in_progress'; END"
             )
             connection.execute("CREATE INDEX tasks_by_status ON tasks (status)")
         assert await Worker(backend, max_concurrency=slots).drain() == 12 * slots + sum(range(12)) + 12
-    assert rows(path, "SELECT DISTINCT held FROM seen WHERE lone > 0") == [{"held": 1}]
+    assert rows(path, "SELECT DISTINCT held FROM seen WHERE last > 0") == [{"held": 1}]
     assert rows(path, "SELECT max(held) AS most FROM seen")[0]["most"] > 1
 
 
@@ -232,13 +232,13 @@ async def test_a_worker_that_becomes_empty_looks_for_the_last_attempt_at_once(ru
         with gate() as here:
             await queue.enqueue(wait_at, "gate")
             await here.arrived()
-            lone = await last.enqueue(log_async, runs, "last", eta=datetime.now(UTC) + timedelta(seconds=0.2))
+            last_id = await last.enqueue(log_async, runs, "last", eta=datetime.now(UTC) + timedelta(seconds=0.2))
             await backend.saw()
-        assert await last.get_result(lone, DEADLINE_SECONDS) is not None
+        assert await last.get_result(last_id, DEADLINE_SECONDS) is not None
 
 
 async def test_what_waited_with_a_last_attempt_is_taken_after_it(runs: Runs) -> None:
-    """A worker looks again when a last attempt has ended, though nothing was enqueued meanwhile."""
+    """A worker reserves again when a last attempt has ended, though nothing was enqueued meanwhile."""
     backend = SeesLastAttempts(":memory:")  # on a file, an outcome of its own wakes a worker as well
     async with (
         TaskQueue(backend, max_attempts=1) as last,
@@ -267,9 +267,9 @@ async def test_a_worker_has_all_its_slots_again_after_a_last_attempt(path: Path,
         with gate() as here:
             await queue.enqueue(wait_at, "gate")
             await here.arrived()
-            lone = await last.enqueue(log_async, runs, "last")
+            last_id = await last.enqueue(log_async, runs, "last")
             await backend.saw()
-        assert await last.get_result(lone, DEADLINE_SECONDS) is not None
+        assert await last.get_result(last_id, DEADLINE_SECONDS) is not None
         with gate() as here:
             for _ in range(2):
                 await queue.enqueue(wait_at, "gate")
@@ -288,14 +288,14 @@ async def test_a_long_task_in_the_way_of_a_last_attempt_does_not_stop_the_servic
         with gate() as here:
             await queue.enqueue(wait_at, "gate")
             await here.arrived()
-            lone = await last.enqueue(log_async, runs, "last")
+            last_id = await last.enqueue(log_async, runs, "last")
             for n in range(3):
                 ordinary = await queue.enqueue(log_async, runs, n)
                 result = await queue.get_result(ordinary, DEADLINE_SECONDS)
                 assert result is not None
                 assert result.status == "success"
-            assert [row["status"] for row in rows(path) if row["task_id"] == lone] == ["pending"]
-        result = await last.get_result(lone, DEADLINE_SECONDS)
+            assert [row["status"] for row in rows(path) if row["task_id"] == last_id] == ["pending"]
+        result = await last.get_result(last_id, DEADLINE_SECONDS)
     assert result is not None
     assert result.status == "success"
     assert runs.lines() == ["0", "1", "2", "last"]

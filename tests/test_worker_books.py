@@ -278,7 +278,7 @@ async def test_an_exception_whose_class_cannot_be_named_is_a_failed_task(
 async def test_no_memory_for_the_description_is_a_failed_task(
     queue: TaskQueue, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is not even memory for the text of an error, the task is failed and its slot is free."""
+    """If there is not even memory for the text of an error, the task is failed and its slot is free."""
 
     def no_memory(*_: object) -> NoReturn:
         raise MemoryError

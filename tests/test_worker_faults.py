@@ -169,7 +169,7 @@ async def test_a_result_that_finds_no_free_page_is_kept_too(
 
 
 async def test_a_worker_survives_its_file(sick: SQLiteBackend, path: Path, runs: Runs, warnings: Warnings) -> None:
-    """Where the file was deleted for good, the worker says so, waits without spinning, and can be stopped."""
+    """If the file was deleted for good, the worker says so, waits without spinning, and can be stopped."""
     gate = path.with_suffix(".gate")
     async with TaskQueue(sick) as queue:
         worker = Worker(sick, lease=0.5, shutdown_timeout=0.2)
@@ -206,7 +206,7 @@ class AnswersNot(SQLiteBackend):
 
 
 async def test_an_outcome_that_was_recorded_but_not_heard_counts(path: Path, runs: Runs, warnings: Warnings) -> None:
-    """The worker tries again and is not told that it lost its claim: the task is finished, and has run once."""
+    """The worker tries again and does not learn that the task is not held: it is finished, and has run once."""
     backend = AnswersNot(path)
     async with TaskQueue(backend) as queue, Worker(backend, lease=HOUR) as worker:
         await succeed(queue, await queue.enqueue(log_async, runs, "once"))
@@ -289,7 +289,7 @@ class Turns:
 
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_a_worker_that_waits_does_not_spin(path: Path, runs: Runs, slots: int) -> None:
-    """With all slots taken its loop stands still, although it polls; with one free it turns for each look only."""
+    """With all slots taken its loop stands still, although it polls; with one free it turns for reservations only."""
     telling, turns = TellingBackend(path), Turns()
     async with (
         TaskQueue(telling) as queue,

@@ -41,7 +41,7 @@ def telling(path: Path) -> TellingBackend:
 
 @pytest.fixture
 async def rival(path: Path) -> AsyncIterator[Worker]:
-    """A second worker on the same file, which looks for expired leases all the time."""
+    """A second worker on the same file, which tries to reserve all the time."""
     async with Worker(SQLiteBackend(path), poll_interval=0.02) as worker:
         yield worker
 
@@ -133,7 +133,7 @@ async def block_loop(runs: Runs) -> None:
 async def test_a_task_that_blocks_the_loop_runs_once_and_is_named(
     path: Path, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It and its neighbour keep their leases although a rival looks for them, and one warning names it."""
+    """It and its neighbour keep their leases although a rival tries to reserve them, and one warning names it."""
     blockade = Blockade(path)
     blockades[:] = [blockade]
     backend = blockade.telling
@@ -274,7 +274,7 @@ class AnswersLate(TellingBackend):
 async def test_a_renewal_that_finds_the_task_finished_by_its_holder_says_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A renewal that is refused because the outcome has just been recorded is not taken for a lost lease."""
+    """A renewal that finds the outcome recorded just before does not say that the task is not held."""
     backend = AnswersLate(path)
     async with TaskQueue(backend) as queue, Worker(backend, lease=SHORT_LEASE_SECONDS):
         result = await finished(queue, await queue.enqueue(add, 1, 2))

@@ -142,7 +142,7 @@ async def test_a_worker_in_the_wrong_place_waits_until_its_modules_are_there(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It says at error what is missing, gives back, looks again, and runs everything once it can."""
+    """It says at error what is missing, gives back, tries again, and runs everything once it can."""
     monkeypatch.setattr("sitq.worker.admission.PAUSE_SECONDS", 0.05)
     async with TaskQueue(backend) as queue:
         for _ in range(100):

@@ -85,7 +85,7 @@ async def test_tasks_side_by_side_see_themselves(queue: TaskQueue, backend: SQLi
 
 
 async def test_a_task_without_context_sees_an_empty_one(queue: TaskQueue, backend: SQLiteBackend) -> None:
-    """``current_task().context`` is an empty mapping where none was given."""
+    """``current_task().context`` is an empty mapping if none was given."""
     async with Worker(backend):
         assert (await finished(queue, await queue.enqueue(see))).unwrap()[3] == {}
 

@@ -181,7 +181,7 @@ async def test_a_second_signal_ends_the_process_at_once(
     runs: Runs,
     start: Start,
 ) -> None:
-    """It dies of the signal, even where a task blocks the loop, and the task is taken over after its lease."""
+    """It dies of the signal, even if a task blocks the loop, and the task is taken over after its lease."""
     may_end = tmp_path / "may-end"
     await queue.enqueue(task, may_end, runs)
     process = start(SERVE)

@@ -86,7 +86,7 @@ async def test_functions_that_get_no_thread_are_given_back_and_run_later(
 async def test_it_is_tried_again_after_a_pause_and_not_before(
     queue: TaskQueue, path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    """What it gave back, and what comes meanwhile, does not make it look again before an hour is over."""
+    """What it gave back, and what comes meanwhile, does not make it reserve again before an hour is over."""
     monkeypatch.setattr("sitq.worker.dispatcher.NO_THREAD_PAUSE_SECONDS", 3600.0)
     backend = TellingBackend(path)
     async with Worker(backend, poll_interval=0.01):
@@ -96,7 +96,7 @@ async def test_it_is_tried_again_after_a_pause_and_not_before(
             await until(lambda: asked and rows(path)[0]["status"] == "pending")
             looks = len(backend.limits)
             second = await queue.enqueue(log_async, runs, "second")
-            # A real pause of several poll intervals: a worker that looks too early does it in this time.
+            # A real pause of several poll intervals: a worker that reserves too early does it in this time.
             assert await queue.get_result(first, timeout=0.05) is None
             assert await queue.get_result(second, timeout=0) is None
             assert len(backend.limits) == looks

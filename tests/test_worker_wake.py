@@ -20,14 +20,14 @@ NEVER_SECONDS = 3600.0
 
 @pytest.fixture(params=["file", "memory"])
 async def telling(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[TellingBackend]:
-    """An open backend that tells when a worker looks for tasks."""
+    """An open backend that says when a worker tries to reserve."""
     async with connected(TellingBackend(path if request.param == "file" else ":memory:")) as backend:
         yield backend
 
 
 @pytest.fixture
 async def idle(telling: TellingBackend) -> AsyncIterator[Worker]:
-    """A worker that has looked for tasks, found none, and sleeps."""
+    """A worker that has tried to reserve, found nothing, and sleeps."""
     async with Worker(telling, poll_interval=NEVER_SECONDS) as worker:
         await telling.looks(2)
         yield worker
@@ -171,7 +171,7 @@ async def test_an_idle_worker_writes_nothing(path: Path) -> None:
         wal = path.with_name(f"{path.name}-wal")
         watching.execute("SELECT count(*) FROM tasks").fetchall()
         before = watching.execute("PRAGMA data_version").fetchall(), wal.stat().st_size, wal.stat().st_mtime_ns
-        watching.execute("BEGIN IMMEDIATE")  # a worker that asked for the lock would fail to look
+        watching.execute("BEGIN IMMEDIATE")  # a worker that asked for the lock would fail to reserve
         async with Worker(backend, poll_interval=0.01):
             await backend.looks(20)
         watching.execute("ROLLBACK")

@@ -154,7 +154,7 @@ class TellingBackend(SQLiteBackend):
             self.renewed.release()
 
     async def looks(self, count: int) -> None:
-        """Returns when the worker has looked ``count`` more times."""
+        """Returns when the worker has tried to reserve ``count`` more times."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             for _ in range(count):
                 await self.looked.acquire()

@@ -69,7 +69,7 @@ def sync_task_queue(task_backend: "SQLiteBackend") -> Iterator["ManualSyncQueue"
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Says what is missing where nothing runs an async test; pytest's own implementation comes after this."""
+    """Says what is missing if nothing runs an async test; pytest's own implementation comes after this."""
     if inspect.iscoroutinefunction(pyfuncitem.obj) and not FIXTURES.isdisjoint(pyfuncitem.fixturenames):
         if "pytest_asyncio.plugin" in sys.modules:
             fix = 'mark it with @pytest.mark.asyncio, or set asyncio_mode = "auto" for pytest-asyncio'

@@ -24,7 +24,7 @@ class SafeLogger:
     """Logs for code that has books to keep: no method ever raises, and what is logged is one line.
 
     A handler or a filter of the host's may raise, and so may the text of an exception: that is
-    told on stderr, as logging itself does, and nowhere else.
+    written to stderr, as logging itself does, and nowhere else.
 
     Args:
         name: The logger's name.

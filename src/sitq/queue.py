@@ -18,6 +18,8 @@ from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.serializers.calls import Call, make_call
 from sitq.serializers.envelope import dump_call
 
+__all__ = ["Enqueuer", "TaskQueue"]
+
 TURN_SECONDS = 0.002
 """How long ``enqueue_many`` serializes calls before it lets the event loop turn."""
 

@@ -250,7 +250,7 @@ def test_of_many_malformed_rows_some_are_named(filled: Filled) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_advice_is_written_with_what_the_terminal_has(filled: Filled, encoding: str) -> None:
-    """Where there is no arrow, one is made."""
+    """If the encoding has no arrow, one is made."""
     filled.path.chmod(0o644)
     ended = run("doctor", filled.path, encoding=encoding)
     assert (ended.status, ended.errors) == (0, "")
@@ -277,7 +277,7 @@ def test_the_file_system_is_that_of_the_innermost_mount(path: str, kind: str, le
 
 
 def test_an_unknown_file_system_is_not_wrong() -> None:
-    """Where the system does not say."""
+    """If the system does not say."""
     assert examination.file_system("/queue.db", "").level == "ok"
 
 

@@ -37,7 +37,7 @@ def test_retry_says_what_it_did_not_retry(filled: Filled) -> None:
 
 
 def test_retry_in_json(filled: Filled) -> None:
-    """What was retried, and of what was refused the status; null where there is no such task."""
+    """What was retried, and of what was refused the status; null if there is no such task."""
     ended = run("retry", filled.path, filled.success, filled.failed, "nothing", "--json")
     assert (ended.status, ended.errors) == (1, "")
     assert ended.json == {

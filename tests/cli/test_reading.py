@@ -123,29 +123,29 @@ async def test_a_look_that_the_file_was_changed_under_is_made_again(
     filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read from a file of which nobody knew that it was read is worth nothing then."""
-    looks = 0
+    reads = 0
     checked = reading._checked_version
 
     def change_it(connection: sqlite3.Connection, path: str) -> int:
-        nonlocal looks
+        nonlocal reads
         version = checked(connection, path)
-        looks += 1
-        if looks <= 2:
+        reads += 1
+        if reads <= 2:
             change(
                 filled.path,
                 "INSERT INTO tasks SELECT NULL, ?, status, name, 0, 5, 1, 1, NULL, NULL, NULL, '',"
                 " zeroblob(9000), NULL, NULL, NULL, NULL, NULL, 0 FROM tasks WHERE status = 'pending' LIMIT 1",
-                f"new {looks}",
+                f"new {reads}",
             )
         return version
 
     monkeypatch.setattr(reading, "_checked_version", change_it)
     assert (await Reader(filled.path).counts()).pending == 4
-    assert looks == 3
+    assert reads == 3
 
 
 async def test_a_file_that_never_keeps_still_is_an_error(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a number of looks, and not never."""
+    """After a number of reads, and not never."""
     checked = reading._checked_version
 
     def touch(connection: sqlite3.Connection, path: str) -> int:
@@ -154,7 +154,7 @@ async def test_a_file_that_never_keeps_still_is_an_error(filled: Filled, monkeyp
         return checked(connection, path)
 
     monkeypatch.setattr(reading, "_checked_version", touch)
-    with pytest.raises(BackendUnavailableError, match="others changed it under each of 10 looks"):
+    with pytest.raises(BackendUnavailableError, match="others changed it under each of 10 reads"):
         await Reader(filled.path).counts()
 
 

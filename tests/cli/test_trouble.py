@@ -79,7 +79,7 @@ def test_a_missing_file_is_not_made(path: Path, command: str) -> None:
 
 @pytest.mark.parametrize("command", LOOKS)
 def test_an_empty_file_stays_empty(path: Path, command: str) -> None:
-    """Where a queue would take it for its own, a look does not."""
+    """A queue would take it for its own; a command that only reads does not."""
     path.touch()
     assert_one_line(invoke(command, path), str(path), "the file is empty")
     assert path.read_bytes() == b""

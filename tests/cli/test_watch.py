@@ -15,7 +15,7 @@ from tests.cli.support import Filled, in_terminal, ok, start, without_codes
 
 
 def test_a_change_is_seen_by_the_next_look(filled: Filled) -> None:
-    """A line of JSON for each look; a task that is enqueued meanwhile is counted by a later one."""
+    """A line of JSON for each query; a task that is enqueued meanwhile is counted by a later one."""
     process = start("watch", filled.path, "--json", "--interval", "0.05s")
     assert process.stdout is not None
     with process:
@@ -83,7 +83,7 @@ async def test_a_terminal_shows_what_is_running(path: Path, filled: Filled) -> N
     [("0", 0), ("90", 90), ("90s", 90), ("1.5m", 90), (" 2h ", 7200), ("7d", 604800), ("1w", 604800)],
 )
 def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
-    """A number, and a unit where it is not seconds."""
+    """A number, and a unit if it is not seconds."""
     assert parse_duration(text) == seconds
 
 

@@ -227,7 +227,7 @@ async def test_finished_tasks_are_kept_as_long_as_it_is_told(
 
 
 async def test_finished_tasks_are_kept_as_the_application_chose(path: Path, tmp_path: Path, queue: TaskQueue) -> None:
-    """Where the command is not told: an application that keeps them for ever finds them again."""
+    """If the command is not given one: an application that keeps them for ever finds them again."""
     old = await queue.enqueue(ok)
     await queue.cancel(old)
     change(path, "UPDATE tasks SET finished_at = 1")

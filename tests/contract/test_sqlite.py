@@ -168,7 +168,7 @@ async def test_a_cancelled_reservation_gives_its_tasks_back(where: str, path: Pa
 
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_a_reservation_cancelled_around_its_delivery_gives_its_tasks_back(delivered: bool, path: Path) -> None:
-    """Also where it was committed, and its caller is cancelled just before or just after it gets the outcome."""
+    """Also if it was committed, and its caller is cancelled just before or just after it gets the outcome."""
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue(new(3))
         reserving = asyncio.ensure_future(backend.reserve(3, lease=3600, alone=False))
@@ -222,7 +222,7 @@ async def test_a_reservation_whose_loop_has_ended_gives_its_tasks_back(path: Pat
 
 
 async def test_a_reservation_whose_loop_was_closed_under_it_gives_its_tasks_back(path: Path) -> None:
-    """Where a loop is closed without cancelling what waits in it, the tasks can be taken all the same."""
+    """If a loop is closed without cancelling what waits in it, the tasks can be taken all the same."""
     async with connected(SQLiteBackend(path)) as backend:
         tasks = new(3)
         await backend.enqueue(tasks)
@@ -261,7 +261,7 @@ async def test_a_close_behind_several_reservations_answers_all_of_them(path: Pat
 
 
 async def test_large_payloads_are_not_kept_by_a_cached_statement(path: Path) -> None:
-    """What is stored or recorded together takes several statements where it is large, in one transaction."""
+    """What is stored or recorded together takes several statements if it is large, in one transaction."""
     payload = b"x" * (statements.MAX_PIECE_BYTES // 4)
     records = [StoreTask(str(n), "", "", payload, 5, 0) for n in range(10)]
     assert [len(piece) for piece in statements._pieces(records)] == [4, 4, 2]

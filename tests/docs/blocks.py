@@ -11,7 +11,7 @@ right above a block says where that is not the way::
     <!-- code: compiled, the reason -->     is compiled only
     <!-- code: not run, the reason -->      is not run at all
 
-Blocks with a title are written to a file of that name, for the blocks that follow. Where the title
+Blocks with a title are written to a file of that name, for the blocks that follow. If the title
 begins with ``test_``, pytest runs them, at the end of the page. A ``text`` block is what the block
 before it prints; ``…`` in it stands for anything.
 """
@@ -55,9 +55,9 @@ class Block:
         page: The name of its page.
         line: Where it begins there.
         language: What stands behind the fence.
-        way: How to treat it, where that is not the usual way of its language.
+        way: How to treat it, if that is not the usual way of its language.
         reason: Why it is not run.
-        title: The name of the file that it is; empty where it has none.
+        title: The name of the file that it is; empty if it has none.
         code: What stands in it, includes carried out.
     """
 
@@ -105,7 +105,7 @@ class Reader:
     Attributes:
         folder: Where they work.
         patience: Seconds that they wait for a task to be run.
-        printed: What the block before printed; ``None`` where it does not print.
+        printed: What the block before printed; ``None`` if it does not print.
         titled: The blocks so far that are files, by their names.
     """
 

@@ -91,7 +91,7 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
 
 
 def test_every_lifespan_lets_its_server_end() -> None:
-    """Where a worker lives inside of a service, in a page or an example, it has a shutdown_timeout."""
+    """A worker that lives inside of a service, in a page or an example, has a shutdown_timeout."""
     codes = [block.code for page in PAGES for block in blocks(page) if block.language == "python"]
     codes += [path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")]
     found = [re.findall(r"Worker\([^\n]*", code) for code in codes if "lifespan" in code]

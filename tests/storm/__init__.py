@@ -1,6 +1,6 @@
 """Storms: processes that are killed, frozen and locked out by the dozen.
 
-What the storms assert is shown in full where it fails.
+What the storms assert is shown in full if it fails.
 """
 
 import pytest

@@ -79,7 +79,7 @@ class Backend(Protocol):
         """Gives out up to ``limit`` due tasks, the oldest first.
 
         Due are tasks that wait and whose ``eta`` has come, and tasks whose lease has ended: those
-        come with an ``attempt`` one higher. A task whose last permitted attempt lost its lease is
+        come with an ``attempt`` one higher. A task whose lease ended in its last permitted attempt is
         failed here instead, with an error that says so.
 
         A task that is about to start its last attempt comes alone, to a caller that says it is

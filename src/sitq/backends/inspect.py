@@ -55,7 +55,7 @@ class TaskDetails(TaskInfo):
         traceback: The worker's traceback that belongs to ``error``, formatted, if there is one.
         format: What wrote the payload.
         payload_bytes: The size of the payload.
-        result_bytes: The size of the result; ``None`` where there is none.
+        result_bytes: The size of the result; ``None`` if there is none.
     """
 
     traceback: str | None
@@ -75,9 +75,9 @@ class Counts:
         failed: Tasks that raised, or whose attempts are spent.
         cancelled: Tasks that were cancelled while they waited.
         scheduled: How many of ``pending`` are not due yet.
-        abandoned: How many of ``in_progress`` have lost their lease, and no worker took them over.
+        abandoned: How many of ``in_progress`` have a lease that has ended, and were not taken over.
         oldest_waiting: For how many seconds the oldest due task of ``pending`` has been due;
-            ``None`` where none is due.
+            ``None`` if none is due.
         enqueued_last_minute: Tasks that were stored in the last 60 seconds.
         succeeded_last_minute: Tasks that succeeded in the last 60 seconds.
         failed_last_minute: Tasks that failed in the last 60 seconds.
@@ -119,7 +119,7 @@ class Finding:
         name: What was examined, in a word or two.
         level: ``"ok"``; ``"note"`` for what is good to know; ``"wrong"`` for what wants a person.
         found: What is the case.
-        advice: What to do about it; ``None`` where there is nothing to do.
+        advice: What to do about it; ``None`` if there is nothing to do.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Inspectable(Protocol):
         ...
 
     async def show(self, task_id: str) -> TaskDetails | None:
-        """Looks at one task; ``None`` where there is no such task."""
+        """Returns all that is known of one task; ``None`` if there is no such task."""
         ...
 
     async def find_ids(self, prefix: str, *, limit: int) -> Sequence[str]:

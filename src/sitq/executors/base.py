@@ -14,6 +14,7 @@ class NoThreadError(RuntimeError):
     """The system has no thread left to run a function in; the function was not run."""
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Runs the plain functions of one start of a worker."""
 

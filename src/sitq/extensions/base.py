@@ -59,7 +59,10 @@ class Run:
 
 @runtime_checkable
 class Around(Protocol):
-    """Something that every run of a worker is wrapped in: a span, a session, a transaction, a time limit."""
+    """Something that every run of a worker is wrapped in: a span, a session, a transaction.
+
+    A time limit, too, but for coroutines only: a plain function goes on in its thread, and keeps it.
+    """
 
     def around(self, run: Run) -> AbstractAsyncContextManager[object]:
         """Returns what is entered before the function is called, and left after it.
@@ -90,7 +93,7 @@ class Beside(Protocol):
 
 @runtime_checkable
 class Listener(Protocol):
-    """Something that is told what happens to a worker's tasks, and cannot change it."""
+    """Something that is notified of what happens to a worker's tasks, and cannot change it."""
 
     def on_event(self, event: Event) -> None:
         """Takes an event.

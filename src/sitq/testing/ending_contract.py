@@ -14,5 +14,5 @@ class EndingContract(EndingTests):
     What the backend does not list in ``endings`` is skipped.
 
     A subclass, with a name that pytest collects, overrides the fixture ``backend`` and
-    :meth:`advance`, and :meth:`another` where two backends can share a store.
+    :meth:`advance`, and :meth:`another` if two backends can share a store.
     """

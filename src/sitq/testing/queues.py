@@ -149,9 +149,9 @@ class _FailureLog:
         return reservation
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
-        lost = await self._backend.mark_failure(outcomes)
+        not_held = await self._backend.mark_failure(outcomes)
         for outcome in outcomes:
             task_id = outcome.task.task_id
-            if outcome.task not in lost:
+            if outcome.task not in not_held:
                 self.failures[task_id] = TaskFailedError(task_id, outcome.error or "", outcome.traceback)
-        return lost
+        return not_held

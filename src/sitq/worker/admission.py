@@ -1,6 +1,6 @@
 """When a worker asks its backend for tasks, and for how many.
 
-Objects without a loop, a clock or a backend: they are told what happens, with the time, and answer
+Objects without a loop, a clock or a backend: they are given what happened, with the time, and answer
 what to do next. Times are in seconds, on the clock of the caller's loop.
 """
 
@@ -154,7 +154,7 @@ class ModuleCheck:
             self.paused_until = now + pause
             self.advice = (
                 f"nothing that this worker tried could be loaded: there is no module named {missing!r}. "
-                f"{self._missed} tasks were failed for it, and the others are left waiting. Modules are looked for "
+                f"{self._missed} tasks were failed for it, and the others are left waiting. Modules are searched for "
                 f"in {sys.path[:1]} first: start the worker in the folder and the environment of the tasks' code"
             )
             logger.error("%s; the next try is in %.0f seconds", self.advice, pause)

@@ -48,7 +48,7 @@ class Alarm:
         self.is_watching = False
 
     def clear(self) -> None:
-        """Takes what rang so far as heard; called before what there is to do is looked through."""
+        """Takes what rang so far as heard; called before it is decided what to do."""
         self._rung.clear()
 
     async def sleep_until(self, moment: float) -> None:

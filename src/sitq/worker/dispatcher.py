@@ -28,7 +28,7 @@ logger = SafeLogger("sitq.worker")
 
 
 class Dispatcher:
-    """Runs due tasks until it is told to stop; made for each start of a worker anew.
+    """Runs due tasks until it is asked to stop; made for each start of a worker anew.
 
     It decides nothing: :class:`~sitq.worker.admission.Admission` says when to reserve,
     :class:`~sitq.worker.shutdown.Shutdown` how to end, and this carries it out.
@@ -41,7 +41,7 @@ class Dispatcher:
         serializer: Loads calls and dumps results.
         settings: The worker's numbers.
         executor: Where plain functions run.
-        extensions: What is put around the runs, and who is told of them.
+        extensions: What is put around the runs, and who is notified of them.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class Dispatcher:
         tasks = [*recorded]
         self._held.remove(*tasks)
         self._admission.recorded([held.task for held in tasks])
-        # A reservation that is under way looks after the rest.
+        # A reservation that is under way rings at its end.
         if self._recorder.behind or not self._admission.is_reserving:
             self._alarm.ring()
 

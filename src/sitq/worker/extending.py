@@ -1,6 +1,7 @@
 """What a worker does with its extensions."""
 
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -21,12 +22,22 @@ def check_extensions(extensions: Sequence[Extension]) -> tuple[Extension, ...]:
     """Returns the extensions.
 
     Raises:
-        TypeError: One of them has none of the methods of an extension.
+        TypeError: One of them has none of the methods of an extension, or one that is ``async`` in the wrong way.
     """
     for extension in extensions:
         if isinstance(extension, type) or not isinstance(extension, (Around, Beside, Listener)):
             what = f"the class {extension.__name__}" if isinstance(extension, type) else type(extension).__name__
             raise TypeError(f"an extension is an object with around(), beside() or on_event(), not {what}")
+        # Found here and not in the first run: there it would be the failure of each task of the queue.
+        for name in ("around", "beside"):
+            method = getattr(extension, name, None)
+            if inspect.isasyncgenfunction(method) or inspect.iscoroutinefunction(method):
+                raise TypeError(
+                    f"{name}() of {type(extension).__name__} must return an async context manager: "
+                    "write @asynccontextmanager above a function that yields once"
+                )
+        if inspect.iscoroutinefunction(getattr(extension, "on_event", None)):
+            raise TypeError(f"on_event() of {type(extension).__name__} must not be async: nothing awaits it")
     return tuple(extensions)
 
 
@@ -56,11 +67,11 @@ async def entered_beside(extensions: Sequence[Extension], backend: Backend) -> A
 
 
 class Events:
-    """Tells who listens what happens to a worker's tasks; no listener can harm one.
+    """Notifies listeners of what happens to a worker's tasks; none of them can harm one.
 
     Args:
-        log: Is told first.
-        listeners: Who is told then, in this order.
+        log: Is notified first.
+        listeners: Are notified then, in this order.
     """
 
     def __init__(self, log: TaskLog, listeners: Sequence[Listener]) -> None:
@@ -76,7 +87,7 @@ class Events:
         reason: str = "",
         error: BaseException | None = None,
     ) -> None:
-        """Tells of something that happened to ``task``; never raises."""
+        """Notifies of something that happened to ``task``; never raises."""
         if self._listeners or self._log.is_heard(kind):  # else it is not worth to be made
             self.send(Event(kind, task.task_id, task.name, task.attempt, seconds, reason, error))
 

@@ -26,7 +26,7 @@ class Recorder:
     Args:
         backend: Where they are recorded.
         on_recorded: Called with the tasks that need not be held any more; there may be room for another batch.
-        events: Told of the tasks that were not held any more.
+        events: Notified of the tasks that were not held any more.
 
     Attributes:
         added: How many outcomes it was given.

@@ -55,7 +55,7 @@ class Renewer:
         backend: Where the leases are.
         lease: Their length in seconds.
         held: Gives the tasks that are held now; called in the thread.
-        events: Told of the tasks that are not held any more; called in the thread.
+        events: Notified of the tasks that are not held any more; called in the thread.
 
     Raises:
         RuntimeError: The system has no thread or no descriptors left for it.
@@ -88,7 +88,7 @@ class Renewer:
             ) from error
 
     def end(self) -> None:
-        """Tells the thread to end, after the renewal that may be under way."""
+        """Lets the thread end, after the renewal that may be under way."""
         self._stopping.set()
 
     async def stop(self) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sitq.executors.base import Executor
+from sitq.executors.base import Executor, Pool
 from sitq.executors.strays import end_if_forked, generation
 from sitq.executors.threads import ThreadPool
 from sitq.worker.execution import Ended, Home, Surroundings, execute, failure
@@ -15,7 +15,7 @@ from sitq.worker.settings import STEP_SECONDS, Settings
 from sitq.worker.shutdown import Shutdown
 
 type OnEnd = Callable[[HeldTask, Ended | None], object]
-"""Told how a run ended; ``None``: the user interrupted it."""
+"""Called with how a run ended; ``None``: the user interrupted it."""
 
 
 class Runner:
@@ -26,8 +26,8 @@ class Runner:
         settings: The worker's numbers.
         executor: Where plain functions run.
         around: Calls a function with what the extensions put around it; ``None``: nothing.
-        events: Told what happens to the tasks.
-        on_end: Told of each end.
+        events: Notified of what happens to the tasks.
+        on_end: Called at each end.
 
     Attributes:
         events: As given.
@@ -52,6 +52,11 @@ class Runner:
         # A thread of its own: the first tasks of a module would take a thread each from the others otherwise.
         self._loader = ThreadPool(1, "sitq-loader")
         self._pool = executor.start(settings.max_concurrency)
+        if not isinstance(self._pool, Pool):  # else each plain function would fail for it
+            raise TypeError(
+                f"start() of {type(executor).__name__} must return an object with submit() and close(), "
+                f"not {type(self._pool).__name__}"
+            )
         self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, home.backend.max_payload_bytes)
 
     def check_process(self) -> None:

@@ -43,7 +43,7 @@ class Worker:
         serializer: Must be able to load what the queue's one writes.
         max_concurrency: How many tasks are run at the same time, and how many threads plain
             functions get.
-        poll_interval: Seconds between two looks for due tasks where nothing woke the worker: the
+        poll_interval: Seconds until the worker tries to reserve again if nothing has woken it: the
             safety net only.
         batch_size: The most tasks that one reservation takes; ``None`` means as many as there are
             free slots, which a worker with many slots takes in two halves.
@@ -87,6 +87,8 @@ class Worker:
             ),
             log_exceptions=log_exceptions,
         )
+        if isinstance(executor, type):
+            raise TypeError(f"executor must be an object, not the class {executor.__name__}")
         if executor is not None and not isinstance(executor, Executor):
             raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
         self._executor = ThreadExecutor() if executor is None else executor
@@ -112,7 +114,7 @@ class Worker:
             await self.stop()
 
     async def start(self) -> None:
-        """Returns once the worker is running. Does nothing where it runs already.
+        """Returns once the worker is running. Does nothing if it runs already.
 
         Raises:
             BackendError: The backend cannot be opened; the worker is not running then.
@@ -136,7 +138,7 @@ class Worker:
 
         Past ``shutdown_timeout``, async tasks are cancelled, and what did not finish is given back
         with its attempt unspent. A plain function cannot be cancelled: its thread goes on, and
-        what it returns changes nothing. Does nothing where the worker does not run.
+        what it returns changes nothing. Does nothing if the worker does not run.
 
         Being cancelled is a second order: the time of the running tasks is over then.
 
@@ -159,7 +161,7 @@ class Worker:
         """Runs until SIGTERM or SIGINT, or :meth:`stop`; then finishes the work in hand.
 
         A second signal ends the process at once, by its default action; the same one within 0.02 s
-        is the first. Where it is not called in the main thread, signals are left alone.
+        is the first. If it is not called in the main thread, signals are left alone.
 
         Raises:
             BackendError: The backend cannot be opened.

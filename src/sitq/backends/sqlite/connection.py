@@ -30,7 +30,7 @@ class Connection:
     """One SQLite connection on a thread of its own.
 
     Jobs that arrive while the thread is busy are carried out together at its next turn, in one
-    transaction (group commit): a lone caller pays one batch, a thousand concurrent ones pay a few.
+    transaction (group commit): a single caller pays one batch, a thousand concurrent ones pay a few.
     But a batch takes one reservation only: while a worker runs what it gave out, the thread can be
     at the next one.
 

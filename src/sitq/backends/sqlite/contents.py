@@ -90,14 +90,14 @@ def failures(connection: sqlite3.Connection, now: int) -> Finding:
     return Finding(
         "failures",
         "wrong" if len(unfound) >= MANY_FAILURES else "note",
-        f"{len(unfound)} of {len(recent)} in the last hour, for the worker does not find the code: {named}",
+        f"{len(unfound)} of {len(recent)} in the last hour, because the worker does not find the code: {named}",
         f"start the workers in the folder that holds {folder}, or set PYTHONPATH there; then run "
         f'sitq retry PATH --failed --error "{text}"',
     )
 
 
 def rows(connection: sqlite3.Connection) -> Finding:
-    """Says which rows hold what sitq does not write, and what of it."""
+    """Says which rows are malformed, and in what."""
     count, shown = 0, []
     with decoded(connection):
         for key, *found in connection.execute(_SUSPICIOUS_ROWS):

@@ -41,7 +41,7 @@ LONG_SECONDS = 60.0
 
 FREE_SHARE = 0.25
 FREE_BYTES = 16 * 1024 * 1024
-"""Free pages are worth a word where they are this share of the file and this many bytes."""
+"""Free pages are worth a word if they are this share of the file and this many bytes."""
 
 type Examination = Callable[[sqlite3.Connection], Finding]
 
@@ -99,7 +99,7 @@ def file_system(path: str, mounts: str) -> Finding:
 
     Args:
         path: An absolute path without links.
-        mounts: What ``/proc/self/mountinfo`` says; empty where there is none.
+        mounts: What ``/proc/self/mountinfo`` says; empty if there is none.
     """
     kind = _file_system_type(path, mounts)
     if kind is None:

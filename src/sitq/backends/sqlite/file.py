@@ -26,7 +26,7 @@ class QueueFile:
     """A handle that is opened when it is needed; used on one thread.
 
     If the -wal file has lost its name, what is committed is lost with the handle, and no other
-    process sees it. SQLite does not notice. So it is looked for, and what is in it is rescued.
+    process sees it. SQLite does not notice. So a check finds out, and what is in it is rescued.
 
     Args:
         path: The file, or ``":memory:"``.
@@ -93,7 +93,7 @@ class QueueFile:
     def check(self, *, is_commit: bool = False) -> None:
         """Makes sure that the file still has its name: SQLite goes on writing into one that has none.
 
-        Looks for the -wal file as well, now and then; if it is away, :meth:`open` sees to it. May be called in any
+        Checks for the -wal file as well, now and then; if it is away, :meth:`open` sees to it. May be called in any
         thread: whoever queues the first job of a batch asks. On the connection's thread the system
         calls would hand the interpreter lock to the loop, just when SQLite could have started beside it.
 

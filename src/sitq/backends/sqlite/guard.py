@@ -58,7 +58,7 @@ def hold(path: str, identity: Identity) -> bool:
         if guard is None:
             guard = _guards[identity] = _Guard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         if not guard.users:
-            _set(guard, fcntl.F_RDLCK)  # before it is counted: where it fails, the next user tries again
+            _set(guard, fcntl.F_RDLCK)  # before it is counted: if it fails, the next user tries again
         guard.users += 1
         return True
     return False
@@ -101,7 +101,7 @@ def begin_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Also where no connection is alive to ask for it: a lock of a shared descriptor would be shared.
+    # Also if no connection is alive to ask for it: a lock of a shared descriptor would be shared.
     os.register_at_fork(after_in_child=begin_anew)
 
 

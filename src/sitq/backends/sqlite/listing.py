@@ -94,7 +94,7 @@ class _Walk:
     values: dict[str, object]
 
     def piece(self, sqlite: sqlite3.Connection, columns: str, limit: int) -> tuple[list[Row], Row | None]:
-        """Returns what fits among the next rows, and the place up to which was looked; ``None`` at the end."""
+        """Returns what fits among the next rows, and the place up to which rows were read; ``None`` at the end."""
         order, source = self.order, f"{self.order.rows} AND {self.order.after}"
         conditions, values, last = self.conditions, self.values | {"limit": limit}, None
         if conditions:  # without any, the limit ends it

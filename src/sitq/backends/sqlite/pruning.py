@@ -45,7 +45,7 @@ class Pruning:
 
 
 def _settle_retention(sqlite: sqlite3.Connection, mine: int | None, *, chosen: bool) -> int | None:
-    # The table is made when somebody chooses. A process of an earlier version does not look at it.
+    # The table is made when somebody chooses. A process of an earlier version does not read it.
     with contextlib.suppress(sqlite3.Error):  # a file that is busy or cannot be written is opened all the same
         is_there = sqlite.execute("SELECT 1 FROM sqlite_schema WHERE name = 'settings'").fetchone()
         found = is_there and sqlite.execute("SELECT value FROM settings WHERE key = 'retention'").fetchone()

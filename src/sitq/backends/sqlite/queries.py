@@ -139,9 +139,9 @@ def ended(connection: sqlite3.Connection, task_ids: Sequence[str], seen: object)
     """Returns which of some tasks are finished or deleted, and the state of the file that was seen.
 
     Args:
-        connection: Who waits for its own commits is notified of them; they are not looked for.
+        connection: Who waits for its own commits is notified of them; no query is made for them.
         task_ids: The tasks.
-        seen: What an earlier call returned, or ``None``; nothing is looked for if no other connection
+        seen: What an earlier call returned, or ``None``; no query is made if no other connection
             has committed since.
     """
     state = connection, connection.execute("PRAGMA data_version").fetchone()[0]
@@ -151,10 +151,10 @@ def ended(connection: sqlite3.Connection, task_ids: Sequence[str], seen: object)
 
 
 def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | None:
-    """Looks for a task.
+    """Returns what is known of a task; ``None`` if there is no such task.
 
     Raises:
-        BackendCorruptError: Its row holds what sitq did not write.
+        BackendCorruptError: Its row is malformed.
     """
     try:
         found = fetch_all(connection, _GET, (task_id,))

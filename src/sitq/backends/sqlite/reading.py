@@ -59,13 +59,13 @@ class Reader(Inspection):
             except sqlite3.Error as error:
                 failure = error
             if failure is None and state is None:  # SQLite's own locks have kept it from changing
-                return found  # type: ignore[return-value]  # a T where there was no failure
+                return found  # type: ignore[return-value]  # a T if there was no failure
             if state == self._state():
                 if failure:
                     raise translate(failure, self._path) from failure
                 return found  # type: ignore[return-value]
         raise BackendUnavailableError(
-            f"{self._path}: others changed it under each of {MAX_TRIES} looks; try again later"
+            f"{self._path}: others changed it under each of {MAX_TRIES} reads; try again later"
         )
 
     def _state(self) -> tuple[int, int, int] | None:

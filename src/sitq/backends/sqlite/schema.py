@@ -9,7 +9,7 @@ from pathlib import Path
 from sitq.errors import BackendCorruptError, BackendUnavailableError, BackendVersionError
 
 APPLICATION_ID = 0x73697471  # "sitq", where the `file` command looks for it
-WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
+MAX_WAL_BYTES = 16 * 1024 * 1024
 
 # `available_at` is when a waiting task is due and, while a task runs, when its lease ends: so one
 # index finds what can be taken, whether it waits or was abandoned. Live rows are kept in two
@@ -72,7 +72,7 @@ def create_private_file(path: Path) -> None:
     """Creates an empty file for its owner only, unless there is one.
 
     SQLite gives the -wal and -shm files the mode of the database. The file is made without being
-    opened where that is possible: closing a descriptor of a database drops every POSIX lock that
+    opened if that is possible: closing a descriptor of a database drops every POSIX lock that
     this process holds on it (sqlite.org/howtocorrupt.html, 2.2).
     """
     if path.exists():
@@ -85,7 +85,7 @@ def create_private_file(path: Path) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Brings a fresh connection and, where need be, its file to the current schema.
+    """Brings a fresh connection and, if need be, its file to the current schema.
 
     Raises:
         BackendCorruptError: The file belongs to something else.
@@ -104,7 +104,7 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
     if path != ":memory:":
         _switch_to_wal(connection, path)
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
     if version < SCHEMA_VERSION:
         _migrate(connection, path)
 

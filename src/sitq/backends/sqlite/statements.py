@@ -8,7 +8,7 @@ get the interpreter lock back from the loop.
 
 The columns of the view are the fields of the records (see ``changes``), and two more: ``operation``,
 which is the name of the record's class, and ``now``. There is a statement below for each operation.
-What those who asked for a change have to know of it is told in the temporary table ``note``:
+What those who asked for a change have to know of it stands in the temporary table ``note``:
 
 ===========  ===========  ========  ==================================================
 kind         subject      token     what it says
@@ -182,7 +182,7 @@ _SQL: dict[type[Change], str] = {
     Cancel: CANCEL,
 }
 _SELDOM: frozenset[type[Change]] = frozenset({RetryLater, StoreThen, Release, Retry, Cancel})
-"""Each trigger of the view is called for each row, if only to look at its condition: these are made when
+"""Each trigger of the view is called for each row, if only to check its condition: these are made when
 one of these changes is made for the first time."""
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))

@@ -13,7 +13,7 @@ POLL_SECONDS = 0.02
 """How often the times of the -wal file are read if there is no inotify."""
 
 CHECK_SECONDS = 1.0
-"""How often results are looked for although nobody has notified this process."""
+"""How often a check for results is made although nobody has notified this process."""
 
 RESTS_PER_CHECK = 20.0
 """How many times as long as a check the pause after it is, so that checks take a twentieth of the time."""
@@ -36,7 +36,7 @@ def touch(wal_path: str) -> None:
     """Notifies the watchers of other processes that a commit is visible.
 
     Called after the commit: the write itself comes before the sync, when the commit cannot be
-    read yet. The time is given, for the kernel's own is no finer than its tick.
+    read yet. The time is given, because the kernel's own is no finer than its tick.
     """
     now = time.time_ns()
     # SQLite deletes the file when the last connection closes; then nobody waits.

@@ -165,7 +165,7 @@ def _host_clock_off(seconds: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in list(sys.modules.values()):
             for name in wrong:
-                if getattr(module, "__dict__", {}).get(name) is shown[name]:  # also where it was imported by name
+                if getattr(module, "__dict__", {}).get(name) is shown[name]:  # also if it was imported by name
                     stack.enter_context(mock.patch.object(module, name, wrong[name]))
         yield
 
@@ -234,7 +234,7 @@ async def take(
 
 
 async def look(backend: Backend, task: NewTask | ReservedTask) -> Result[bytes]:
-    """Returns what the backend tells of a task that is there."""
+    """Returns what the backend knows of a task that is there."""
     found = await backend.get_result(task.task_id)
     assert found is not None
     return found

@@ -245,7 +245,7 @@ class EndingTests(Contract):
     @pytest.mark.parametrize("mark", MARKS)
     @needs("then")
     async def test_a_late_outcome_stores_nothing(self, backend: Backend, mark: str) -> None:
-        """Neither of a run that lost its lease, nor of one beside it in the same call that did not."""
+        """Neither of a run that is not held any more, nor of one beside it in the same call that did not."""
         _, late = await hold(backend)
         self.advance(backend, LEASE_SECONDS + 1)
         await take(backend)

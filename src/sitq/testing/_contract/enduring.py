@@ -89,7 +89,7 @@ class Enduring(Contract):
     @pytest.mark.parametrize("status", ["success", "failed"])
     @connected
     async def test_an_outcome_whose_answer_was_lost_is_recognised(self, backend: Backend, status: str) -> None:
-        """Its repeat is no lost claim, and the task has one outcome."""
+        """Its repeat is not said to be not held, and the task has one outcome."""
         tasks = new(2)
         await backend.enqueue(tasks)
         held = await self.take(backend)

@@ -119,7 +119,7 @@ class Holding(Contract):
     @pytest.mark.parametrize("end", ["success", "failed", "buried"])
     @connected
     async def test_a_finished_task_is_left_as_it_is(self, backend: Backend, act: str, end: str) -> None:
-        """A claim that was lost before the end changes nothing after it either."""
+        """A claim that did not hold before the end changes nothing after it either."""
         (task,) = new(max_attempts=2)
         await backend.enqueue([task])
         old = await self.take(backend)
@@ -170,7 +170,7 @@ class Holding(Contract):
     @pytest.mark.parametrize("act", ["mark_success", "mark_failure"])
     @connected
     async def test_an_outcome_may_be_recorded_again(self, backend: Backend, act: str) -> None:
-        """The same outcome a second time, alone or in a larger batch, is no lost claim, and changes nothing."""
+        """The same outcome a second time, alone or in a larger batch, is recognised, and changes nothing."""
         tasks = new(3)
         await backend.enqueue(tasks)
         held = await self.take(backend)
