@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 
 import pytest
 
-from sitq import SerializationError, SQLiteBackend, SyncTaskQueue, TaskQueue
+from sitq import SerializationError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 from tests.support import add, rows
 
 LIMIT_BYTES = 10_000
@@ -258,3 +258,20 @@ async def test_a_payload_at_the_limit_is_stored(path: Path) -> None:
         with pytest.raises(ValueError, match=rf"\b{size + 1}\b.*\b{size}\b"):
             await queue.enqueue(len, bytes(1001))
     assert len(rows(path)) == 2
+
+
+@pytest.mark.parametrize("make", [TaskQueue, SyncTaskQueue, Worker])
+@pytest.mark.parametrize("path", ["jobs.db", Path("jobs.db")], ids=["str", "path"])
+def test_a_path_is_no_backend(make: Callable[..., Any], path: str | Path) -> None:
+    """Other libraries take one; the error shows what to write here."""
+    with pytest.raises(TypeError, match=r"write SQLiteBackend\('jobs\.db'\)"):
+        make(path)
+
+
+@pytest.mark.parametrize("make", [TaskQueue, SyncTaskQueue, Worker])
+def test_what_is_no_backend_or_no_serializer_is_refused(make: Callable[..., Any]) -> None:
+    """When it is given, and not by each task later."""
+    with pytest.raises(TypeError, match="backend must be a Backend, not object"):
+        make(object())
+    with pytest.raises(TypeError, match="serializer must be a Serializer, not object"):
+        make(serializer=object())

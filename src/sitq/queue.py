@@ -10,11 +10,12 @@ from typing import Any, Self, overload
 from sitq._checks import check_count, check_seconds
 from sitq._enqueuer import Context, Enqueuer, Eta, TaskOptions, check_options
 from sitq._operations import Operations
-from sitq.backends.base import Backend
+from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import SerializationError
 from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
 from sitq.serializers import CloudpickleSerializer, Serializer
+from sitq.serializers.base import check_serializer
 from sitq.serializers.calls import Call, make_call
 from sitq.serializers.envelope import dump_call
 
@@ -48,7 +49,7 @@ class TaskQueue(Operations):
             worker's other slots stay empty.
 
     Raises:
-        TypeError: A number is of the wrong type.
+        TypeError: An argument is of the wrong type.
         ValueError: A number is out of range.
     """
 
@@ -66,6 +67,8 @@ class TaskQueue(Operations):
         self._defaults = TaskOptions(None, None, {}, check_count("max_attempts", max_attempts))
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
+        check_backend(self._backend)
+        check_serializer(self._serializer)
         self._connected = False
 
     async def __aenter__(self) -> Self:

@@ -1,5 +1,6 @@
 """The contract between sitq and a store."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
@@ -142,3 +143,14 @@ class Backend(Protocol):
             task_id: The task whose outcome is waited for; ``None`` waits for due tasks.
         """
         ...
+
+
+def check_backend(backend: object) -> None:
+    """Refuses what is no backend: a path above all, as other libraries take it.
+
+    Raises:
+        TypeError: It lacks members of :class:`Backend`.
+    """
+    if not isinstance(backend, Backend):
+        fix = f": write SQLiteBackend({os.fspath(backend)!r})" if isinstance(backend, (str, os.PathLike)) else ""
+        raise TypeError(f"backend must be a Backend, not {type(backend).__name__}{fix}")

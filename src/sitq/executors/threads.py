@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from sitq.executors.base import NoThreadError, Returned
-from sitq.executors.strays import end_if_forked, generation
+from sitq.executors.forked import end_if_forked, generation
 from sitq.models import ReservedTask
 from sitq.serializers.calls import Call
 

@@ -39,3 +39,13 @@ class Serializer(Protocol):
             SerializationError: The bytes were written by something incompatible.
         """
         ...
+
+
+def check_serializer(serializer: object) -> None:
+    """Refuses what is no serializer.
+
+    Raises:
+        TypeError: It lacks members of :class:`Serializer`.
+    """
+    if not isinstance(serializer, Serializer):
+        raise TypeError(f"serializer must be a Serializer, not {type(serializer).__name__}")

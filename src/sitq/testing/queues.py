@@ -152,6 +152,6 @@ class _FailureLog:
         not_held = await self._backend.mark_failure(outcomes)
         for outcome in outcomes:
             task_id = outcome.task.task_id
-            if outcome.task not in not_held:
+            if outcome.task not in not_held and outcome.retry_in is None and not outcome.cancelled:
                 self.failures[task_id] = TaskFailedError(task_id, outcome.error or "", outcome.traceback)
         return not_held

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.executors.base import NoThreadError, Pool, Returned
-from sitq.executors.strays import end_if_forked, generation
+from sitq.executors.forked import end_if_forked, generation
 from sitq.extensions.base import Run
 from sitq.models import Outcome, ReservedTask
 from sitq.serializers.base import LARGE_BYTES, Serializer

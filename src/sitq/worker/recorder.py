@@ -14,8 +14,8 @@ from sitq.worker.settings import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS
 
 logger = SafeLogger("sitq.worker")
 
-MAX_BATCHES = 2
-"""How many batches may be under way: one that the backend is busy with, and the next one."""
+MAX_GROUPS = 2
+"""How many groups of outcomes may be under way: one that the backend is busy with, and the next one."""
 
 RELEASE_TRIES = 3
 
@@ -25,7 +25,7 @@ class Recorder:
 
     Args:
         backend: Where they are recorded.
-        on_recorded: Called with the tasks that need not be held any more; there may be room for another batch.
+        on_recorded: Called with the tasks that need not be held any more; there may be room for another group.
         events: Notified of the tasks that were not held any more.
 
     Attributes:
@@ -39,8 +39,8 @@ class Recorder:
         self.added = 0
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[HeldTask, Outcome]] = []
-        self._batches: set[asyncio.Task[None]] = set()
-        self._under_way = 0  # batches that are not recorded yet
+        self._groups: set[asyncio.Task[None]] = set()
+        self._under_way = 0  # groups that are not recorded yet
         self._failed = 0  # outcomes that the backend has not taken at the first try
         self._give_up_at: float | None = None
 
@@ -61,20 +61,20 @@ class Recorder:
 
     def flush(self) -> None:
         """Hands the outcomes so far to the backend, unless it is behind with earlier ones."""
-        if self._waiting and self._under_way < MAX_BATCHES:
-            batch, self._waiting = self._waiting, []
+        if self._waiting and self._under_way < MAX_GROUPS:
+            group, self._waiting = self._waiting, []
             # Eager: it is in the backend's queue before the reservation that follows.
             self._under_way += 1
-            task = asyncio.Task(self._record(batch), loop=self._loop, eager_start=True)
-            self._batches.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self._batches.discard)
+            task = asyncio.Task(self._record(group), loop=self._loop, eager_start=True)
+            self._groups.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._groups.discard)
 
     def give_up_after(self, seconds: float) -> None:
         """Tries no longer than that; what is not recorded then will run again."""
         self._give_up_at = time.monotonic() + seconds
 
-    async def _record(self, batch: list[tuple[HeldTask, Outcome]]) -> None:
-        outcomes = [outcome for _, outcome in batch]
+    async def _record(self, group: list[tuple[HeldTask, Outcome]]) -> None:
+        outcomes = [outcome for _, outcome in group]
         delays, failed = Delays(FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS), 0
         try:
             while True:
@@ -82,8 +82,8 @@ class Recorder:
                     self._report(await self._mark(outcomes))
                     break
                 except Exception as error:
-                    self._failed += len(batch) - failed
-                    failed = len(batch)
+                    self._failed += len(group) - failed
+                    failed = len(group)
                     if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
                         logger.error("%d outcomes are not recorded; their tasks will run again: %s", failed, error)
                         break
@@ -91,13 +91,13 @@ class Recorder:
                 await asyncio.sleep(delays.next())
         except BaseException:
             # The loop ends, and nobody stopped the worker: its end has the last word.
-            self._waiting[:0] = batch
-            batch = []
+            self._waiting[:0] = group
+            group = []
             raise
         finally:
             self._failed -= failed
             self._under_way -= 1
-            self._on_recorded(held for held, _ in batch)
+            self._on_recorded(held for held, _ in group)
 
     async def _mark(self, outcomes: list[Outcome]) -> Iterable[ReservedTask]:
         failures = [outcome for outcome in outcomes if outcome.error is not None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sitq.executors.base import Executor, Pool
-from sitq.executors.strays import end_if_forked, generation
+from sitq.executors.forked import end_if_forked, generation
 from sitq.executors.threads import ThreadPool
 from sitq.worker.execution import Ended, Home, Surroundings, execute, failure
 from sitq.worker.extending import CallAround, Events

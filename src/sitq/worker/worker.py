@@ -10,11 +10,12 @@ from typing import Self
 from sitq._checks import check_count, check_positive_seconds, check_seconds
 from sitq._logs import SafeLogger
 from sitq._signals import stop_signals
-from sitq.backends.base import Backend
+from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.executors import Executor, ThreadExecutor
 from sitq.extensions.base import Extension
 from sitq.serializers import CloudpickleSerializer, Serializer
+from sitq.serializers.base import check_serializer
 from sitq.worker.dispatcher import Dispatcher
 from sitq.worker.extending import check_extensions, entered_beside
 from sitq.worker.settings import Settings
@@ -95,6 +96,8 @@ class Worker:
         self._extensions = check_extensions(extensions)
         self._backend = SQLiteBackend() if backend is None else backend
         self._serializer = CloudpickleSerializer() if serializer is None else serializer
+        check_backend(self._backend)
+        check_serializer(self._serializer)
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
         self._dispatcher: Dispatcher | None = None
