@@ -216,6 +216,22 @@ def test_nothing_is_taken_beside_a_last_attempt() -> None:
     assert mind.next(0.0, 0) == Ask(SLOTS, alone=True)
 
 
+def test_a_last_attempt_that_is_over_at_once_does_not_hide_the_others() -> None:
+    """By a backend that answers at once it is recorded before anything is decided: the others are asked for."""
+    mind = admission()
+    mind.reserved(ask(mind), found(1, last=True), None, 0.0)
+    mind.ended()
+    mind.recorded([task(last=True)])
+    assert mind.next(0.0, 0) == Ask(SLOTS, alone=True)
+
+
+def test_a_reservation_that_was_cancelled_is_made_again() -> None:
+    """It has found nothing, and has said nothing of what there is."""
+    mind = admission()
+    mind.withdrawn(ask(mind))
+    assert mind.next(0.0, 0) == Ask(SLOTS, alone=True)
+
+
 def test_a_worker_that_is_empty_asks_again_for_a_last_attempt_that_was_left() -> None:
     """It was left because the worker held another task; when that one is recorded, the worker is alone."""
     mind = admission()

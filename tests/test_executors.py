@@ -1,14 +1,16 @@
 """Where the plain functions of a worker run: in threads, or where an executor says."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from sitq import ReservedTask, SQLiteBackend, TaskQueue, Worker
 from sitq.executors import NoThreadError, Pool, ThreadExecutor
+from sitq.extensions import Run
 from sitq.serializers.calls import Call
 
 
@@ -135,3 +137,51 @@ async def test_what_is_no_pool_ends_the_start(queue: TaskQueue, backend: SQLiteB
     task = await queue.get(task_id)
     assert task is not None
     assert task.status == "pending"
+
+
+@pytest.mark.parametrize("makes", ["nothing", "another error"])
+async def test_what_is_around_cannot_make_an_end_of_a_call_that_did_not_begin(
+    makes: str, queue: TaskQueue, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may swallow the error, or raise one of its own: the task is given back, and runs later."""
+    monkeypatch.setattr("sitq.worker.dispatcher.NO_THREAD_PAUSE_SECONDS", 0.01)
+
+    class Around:
+        @contextlib.asynccontextmanager
+        async def around(self, run: Run) -> AsyncIterator[None]:
+            try:
+                yield
+            except Exception as error:
+                if makes == "another error":
+                    raise ValueError("translated") from error
+
+    task_id = await queue.enqueue(where)
+    async with Worker(backend, executor=OneThread(refuses=1), extensions=[Around()]):
+        result = await queue.get_result(task_id)
+    assert result is not None
+    assert (result.status, result.value, result.attempt) == ("success", "of the test", 1)
+
+
+def raise_no_thread() -> None:
+    """A task that raises what a pool raises."""
+    raise NoThreadError("mine")
+
+
+async def test_a_task_that_raises_the_error_of_a_pool_has_failed(queue: TaskQueue, backend: SQLiteBackend) -> None:
+    """It did begin, and is not run again and again."""
+    task_id = await queue.enqueue(raise_no_thread)
+    assert await Worker(backend).drain() == 1
+    result = await queue.get_result(task_id, timeout=0)
+    assert result is not None
+    assert (result.status, result.error) == ("failed", "NoThreadError: mine")
+
+
+async def test_a_pool_that_cannot_be_closed_changes_nothing(queue: TaskQueue, backend: SQLiteBackend) -> None:
+    """What was run counts, and the threads of the worker end."""
+
+    class Unclosable(OneThread):
+        def close(self) -> None:
+            raise OSError("not now")
+
+    await queue.enqueue(where)
+    assert await Worker(backend, executor=Unclosable()).drain() == 1

@@ -1,7 +1,9 @@
 """What is put around and beside the runs of a worker, and who is told of them."""
 
+import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from functools import partial
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 
 from sitq import Backend, SQLiteBackend, TaskQueue, Worker, current_task
+from sitq.executors import Pool
 from sitq.extensions import Event, Run
 from sitq.worker.extending import call_around
+from tests.support import DEADLINE_SECONDS, until
 from tests.worker_tasks import gate, wait_at
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -321,3 +325,93 @@ def test_without_extensions_nothing_is_called_around_a_run() -> None:
     """Whoever does not use them does not pay for them, and a listener alone is none of those that are around."""
     assert call_around(()) is None
     assert call_around([Listening()]) is None
+
+
+class Hanging:
+    """Goes on beside a worker, and does not end when it should, or does not begin."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self.here = asyncio.Event()
+        self.cancelled: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def beside(self, backend: Backend) -> AsyncIterator[None]:
+        """Hangs on its way in, or out."""
+        if self.when == "in":
+            await self.hang()
+        yield
+        await self.hang()
+
+    async def hang(self) -> None:
+        """Waits for ever."""
+        self.here.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(self.when)
+            raise
+
+
+async def test_what_does_not_end_beside_a_worker_is_cancelled_after_the_shutdown_timeout(
+    backend: SQLiteBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """stop() returns, and says so."""
+    hanging = Hanging("out")
+    worker = Worker(backend, shutdown_timeout=0, extensions=[hanging])
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with worker:
+            pass
+    assert hanging.cancelled == ["out"]
+    assert "did not end in time" in caplog.text
+    assert backend._users == 0
+
+
+async def test_a_second_order_ends_the_wait_for_what_is_beside(backend: SQLiteBackend) -> None:
+    """A stop() that is cancelled waits no longer, however long shutdown_timeout is."""
+    hanging = Hanging("out")
+    worker = Worker(backend, extensions=[hanging])
+    await worker.start()
+    stopping = asyncio.ensure_future(worker.stop())
+    await hanging.here.wait()
+    stopping.cancel()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await worker.stop()
+    assert hanging.cancelled == ["out"]
+
+
+async def test_a_start_that_is_cancelled_ends_what_hangs_on_its_way_in(backend: SQLiteBackend) -> None:
+    """The worker does not run, and can be stopped and started."""
+    hanging = Hanging("in")
+    worker = Worker(backend, extensions=[hanging])
+    starting = asyncio.ensure_future(worker.start())
+    await hanging.here.wait()
+    starting.cancel()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await worker.stop()
+    assert hanging.cancelled == ["in"]
+    assert backend._users == 0
+
+
+@pytest.mark.parametrize("method", ["drain", "start"])
+async def test_what_is_beside_cannot_hide_how_a_worker_ended(method: str, backend: SQLiteBackend) -> None:
+    """It sees the error, and whoever waits for the worker gets it all the same."""
+    seen: list[BaseException] = []
+
+    class Swallows:
+        @contextlib.asynccontextmanager
+        async def beside(self, given: Backend) -> AsyncIterator[None]:
+            try:
+                yield
+            except OSError as error:
+                seen.append(error)
+
+    class NoPool:
+        def start(self, slots: int) -> Pool:
+            raise OSError("no pool")
+
+    worker = Worker(backend, executor=NoPool(), extensions=[Swallows()])
+    with pytest.raises(OSError, match="no pool"):
+        await getattr(worker, method)()
+    assert [str(error) for error in seen] == ["no pool"]
+    await until(lambda: "sitq-renewal" not in [thread.name for thread in threading.enumerate()])

@@ -29,7 +29,7 @@ BESIDE = ("serializers/refusals", "backends/sqlite/inspection", "backends/sqlite
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlite/contents", "backends/sqlite/reading")
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
-MAX_STATEMENTS = 2_850  # openspec/decisions.md says why it is not 2,200
+MAX_STATEMENTS = 2_950  # openspec/decisions.md says why it is not 2,200
 MAX_LINES = 400
 MAX_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 MAX_ATTRIBUTES = 12

@@ -359,3 +359,32 @@ async def test_a_null_where_none_belongs_does_not_stop_the_neighbours(path: Path
             with contextlib.suppress(BackendError):
                 await queue.get_result(strange, timeout=0.1)
     assert sorted(line for line in runs.lines() if line != "strange") == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_watch_that_raises_strands_nothing(path: Path, queue: TaskQueue) -> None:
+    """What was reserved just before is given back, and the worker ends with the error."""
+
+    class NoWatch(SQLiteBackend):
+        def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> Any:
+            raise BackendError("no watch")
+
+    await queue.enqueue_many([partial(add, 1, 2)] * 3)
+    worker = Worker(NoWatch(path))
+    with pytest.raises(BackendError, match="no watch"):
+        await worker.run()
+    assert [(row["status"], row["attempt"]) for row in rows(path)] == [("pending", 0)] * 3
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), SystemExit(), ValueError()], ids=lambda error: type(error).__name__
+)
+async def test_a_backend_that_cannot_be_left_does_not_hold_up_the_stop(error: BaseException, path: Path) -> None:
+    """Whatever it raises at the end of the renewal's loop."""
+
+    class NoLeave(SQLiteBackend):
+        async def leave(self) -> None:
+            raise error
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with Worker(NoLeave(path)):
+            pass

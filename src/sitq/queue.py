@@ -65,10 +65,8 @@ class TaskQueue(Operations):
             None if default_result_timeout is None else check_seconds("default_result_timeout", default_result_timeout)
         )
         self._defaults = TaskOptions(None, None, {}, check_count("max_attempts", max_attempts))
-        self._backend = SQLiteBackend() if backend is None else backend
-        self._serializer = CloudpickleSerializer() if serializer is None else serializer
-        check_backend(self._backend)
-        check_serializer(self._serializer)
+        self._backend = check_backend(SQLiteBackend() if backend is None else backend)
+        self._serializer = check_serializer(CloudpickleSerializer() if serializer is None else serializer)
         self._connected = False
 
     async def __aenter__(self) -> Self:

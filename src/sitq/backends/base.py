@@ -145,8 +145,8 @@ class Backend(Protocol):
         ...
 
 
-def check_backend(backend: object) -> None:
-    """Refuses what is no backend: a path above all, as other libraries take it.
+def check_backend(backend: object) -> Backend:
+    """Returns ``backend`` if it is one; a path above all, as other libraries take it, is none.
 
     Raises:
         TypeError: It lacks members of :class:`Backend`.
@@ -154,3 +154,4 @@ def check_backend(backend: object) -> None:
     if not isinstance(backend, Backend):
         fix = f": write SQLiteBackend({os.fspath(backend)!r})" if isinstance(backend, (str, os.PathLike)) else ""
         raise TypeError(f"backend must be a Backend, not {type(backend).__name__}{fix}")
+    return backend

@@ -70,7 +70,7 @@ class Around(Protocol):
         It is entered and left in the worker's event loop, in the task's context: context variables
         that are set in it reach the function, in a thread too. What it raises is the task's failure,
         on its way in and on its way out; what the function raised passes through it. If it swallows
-        that, the task succeeds with ``None``.
+        that, the task succeeds with ``None``; a cancellation by the worker's own end is such a thing, too.
         """
         ...
 
@@ -83,7 +83,9 @@ class Beside(Protocol):
         """Returns what is entered when a worker starts and left when it has stopped.
 
         It is entered before the first task is reserved, and left after the last one was recorded or
-        given back. What it raises on its way in ends the worker's ``start()``.
+        given back. What it raises on its way in ends the worker's ``start()``. On its way out it has the
+        worker's ``shutdown_timeout``, is cancelled then, and sees what ended the worker, which it cannot
+        swallow. It must not await the worker's ``stop()``, which waits for it.
 
         Args:
             backend: The worker's, open.

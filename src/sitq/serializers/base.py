@@ -41,11 +41,12 @@ class Serializer(Protocol):
         ...
 
 
-def check_serializer(serializer: object) -> None:
-    """Refuses what is no serializer.
+def check_serializer(serializer: object) -> Serializer:
+    """Returns ``serializer`` if it is one.
 
     Raises:
         TypeError: It lacks members of :class:`Serializer`.
     """
     if not isinstance(serializer, Serializer):
         raise TypeError(f"serializer must be a Serializer, not {type(serializer).__name__}")
+    return serializer

@@ -214,7 +214,6 @@ class Admission:
         """
         closed_until = self._closed_until()
         if now < closed_until:
-            self._is_wanted = True  # what has become due meanwhile is asked for when it opens
             return SleepUntil(closed_until)
         if not self._may_ask():
             return NOTHING_TO_DO
@@ -253,7 +252,7 @@ class Admission:
             oldest: Since when the oldest of the tasks from before is held; ``None`` if there is none.
             now: The present time.
         """
-        self.withdrawn(ask)
+        self._asks.remove(ask)
         self._delays.reset()
         tasks = reservation.tasks
         self._held += len(tasks)
@@ -265,12 +264,15 @@ class Admission:
         interval = self._settings.poll_interval
         self._check_at = now + (interval if due is None else min(due, interval))
         self.last_attempts.seen(reservation.last_attempt_waiting, now if oldest is None else oldest, now)
+        # What a worker that takes nothing has left is asked for when it takes something again.
+        self._is_wanted |= bool(self.last_attempts.held) or self.last_attempts.making_room_until > now
         if not ask.alone:
             self._want_if_empty()
 
     def withdrawn(self, ask: Ask) -> None:
-        """Takes that a reservation has ended, and brought nothing."""
+        """Takes that a reservation has ended without an answer: another one may find something."""
         self._asks.remove(ask)
+        self._is_wanted = True
 
     def failed(self, ask: Ask, now: float) -> float:
         """Takes that a reservation has failed; returns the seconds until the next one."""

@@ -62,11 +62,15 @@ class Dispatcher:
         home, around = Home(backend, serializer), call_around(extensions)
         listeners = [extension for extension in extensions if isinstance(extension, Listener)]
         events = Events(TaskLog(log_exceptions=settings.log_exceptions), listeners)
-        self._runner = Runner(home, settings, executor, around, events, self._ended)
         self._recorder = Recorder(backend, self._recorded, events)
         self._reservations: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._is_advancing = False
         self._renewer = Renewer(backend, settings.lease, self._held.all, events)
+        try:
+            self._runner = Runner(home, settings, executor, around, events, self._ended)
+        except BaseException:
+            self._renewer.end()
+            raise
 
     @property
     def finished(self) -> int:
@@ -196,8 +200,8 @@ class Dispatcher:
             self._runner.events.send(Event("buried", task_id, "", 0))
         if taken:
             logger.debug("reserved %d tasks", len(taken))
-        self._watch()
         try:
+            self._watch()
             await self._runner.start_all(taken, self._shutdown)
         finally:
             for held in taken:
@@ -221,7 +225,7 @@ class Dispatcher:
         outcome, failed = ended
         if failed is None:
             self._admission.modules.has_loaded = True
-        elif self._is_kept(held, failed):
+        elif self._ends_without_outcome(held, failed):
             return
         self._admission.ended()
         self._recorder.add(held, outcome)
@@ -237,7 +241,7 @@ class Dispatcher:
         if not self._runner.is_starting:  # else _advance() follows
             self._alarm.ring()
 
-    def _is_kept(self, held: HeldTask, failed: Failure) -> bool:
+    def _ends_without_outcome(self, held: HeldTask, failed: Failure) -> bool:
         """Returns whether what ended a run is no failure of the task's, which is then not recorded."""
         now = self._loop.time()
         if failed.kind == "no thread":

@@ -139,9 +139,7 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
         if len(task.payload) < LARGE_BYTES and _is_imported(task.name.partition(":")[0]):
             call = _load(task, home.serializer)
         else:
-            call = await _load_in_thread(task, home.serializer, load)
-    except NoThreadError as error:
-        return failure(task, error, kind="no thread")
+            call = await _load_in_thread(held, home.serializer, load)
     except BaseException as error:
         return failure(task, error, "the payload cannot be loaded: ", kind="unloadable")
     try:
@@ -154,8 +152,6 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
             value, raised = await _call_in_pool(held, pool, call)
             if raised is not None:
                 raise raised
-    except NoThreadError as error:
-        return failure(task, error, kind="no thread")
     except BaseException as error:
         return failure(task, error)
     finally:
@@ -174,18 +170,27 @@ async def _call(held: HeldTask, pool: Pool, run: Run) -> Any:
 
 
 async def _call_in_pool(held: HeldTask, pool: Pool, call: Call) -> Returned:
-    future = pool.submit(held.task, call)
+    future = _submitted(held, partial(pool.submit, held.task, call))
     held.in_thread = True
-    # Not raised here: a StopIteration cannot come out of a coroutine.
+    # Returned and not raised, because a StopIteration cannot come out of a coroutine: with something around
+    # the call, where it has to, Python makes a RuntimeError of it.
     value, error = await future
     held.in_thread = False
     return await value if inspect.isawaitable(value) else value, error
 
 
-async def _load_in_thread(task: ReservedTask, serializer: Serializer, load: Load) -> Call:
-    function = partial(load_call, serializer, task.payload, task.format)
+def _submitted[T](held: HeldTask, submit: Callable[[], T]) -> T:
+    try:
+        return submit()
+    except NoThreadError as error:
+        held.no_thread = error  # by this it is known, whatever those who are around the call make of the error
+        raise
+
+
+async def _load_in_thread(held: HeldTask, serializer: Serializer, load: Load) -> Call:
+    function = partial(load_call, serializer, held.task.payload, held.task.format)
     # In a copy of the context: what the payload's own code sets is not for the task.
-    call, error = await load(partial(contextvars.copy_context().run, function))
+    call, error = await _submitted(held, partial(load, partial(contextvars.copy_context().run, function)))
     if error is not None:
         raise error
     loaded: Call = call

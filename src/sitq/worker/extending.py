@@ -1,9 +1,10 @@
 """What a worker does with its extensions."""
 
+import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sitq._logs import SafeLogger
@@ -56,14 +57,53 @@ def call_around(extensions: Sequence[Extension]) -> CallAround | None:
     return call
 
 
-@contextlib.asynccontextmanager
-async def entered_beside(extensions: Sequence[Extension], backend: Backend) -> AsyncIterator[None]:
-    """Enters what goes on beside a worker, in order, and leaves it in reverse."""
-    async with contextlib.AsyncExitStack() as stack:
-        for extension in extensions:
-            if isinstance(extension, Beside):
-                await stack.enter_async_context(extension.beside(backend))
-        yield
+class EnteredBeside:
+    """What goes on beside a worker: entered in order and left in reverse, by the task that runs the worker.
+
+    Attributes:
+        is_entering: Whether some of it has not been entered yet.
+    """
+
+    def __init__(self, extensions: Sequence[Extension]) -> None:
+        self._besides = [extension.beside for extension in extensions if isinstance(extension, Beside)]
+        self._stack = contextlib.AsyncExitStack()
+        self._timeout: asyncio.Timeout | None = None
+        self._is_cut_short = False
+        self.is_entering = False
+
+    async def enter(self, backend: Backend) -> None:
+        """Enters all of it; raises what the first raises that cannot be entered."""
+        self.is_entering = bool(self._besides)
+        for beside in self._besides:
+            await self._stack.enter_async_context(beside(backend))
+        self.is_entering = False
+
+    async def leave(self, error: BaseException | None, seconds: float | None) -> None:
+        """Leaves all that was entered.
+
+        Args:
+            error: What ended the worker; those that are left see it, and cannot swallow it.
+            seconds: Until what has not ended is cancelled; ``None`` waits for as long as it takes.
+        """
+        if not self._besides:
+            return
+        try:
+            async with asyncio.timeout(0.0 if self._is_cut_short else seconds) as self._timeout:
+                if error is None:
+                    await self._stack.aclose()
+                else:
+                    await self._stack.__aexit__(type(error), error, error.__traceback__)
+        except TimeoutError:
+            if self._timeout is None or not self._timeout.expired():
+                raise
+            logger.warning("what goes on beside the worker did not end in time and was cancelled")
+
+    def cut_short(self) -> None:
+        """Has :meth:`leave` wait no longer."""
+        self._is_cut_short = True
+        if self._timeout is not None and not self._timeout.expired():
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class Events:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sitq.executors.base import NoThreadError
 from sitq.models import ReservedTask
 
 
@@ -19,6 +20,7 @@ class HeldTask:
         aio: The asyncio task that runs it; ``None`` before it has begun.
         began: When that one began, by the loop's clock, in seconds.
         in_thread: Whether a plain function of its own is under way.
+        no_thread: Why its call, or the loading of it, could not be begun; ``None``: it could.
     """
 
     task: ReservedTask
@@ -27,6 +29,7 @@ class HeldTask:
     aio: asyncio.Task[None] | None = None
     began: float = 0.0
     in_thread: bool = False
+    no_thread: NoThreadError | None = None
 
     @property
     def is_running(self) -> bool:

@@ -116,7 +116,10 @@ class Recorder:
 
 
 async def give_back(backend: Backend, tasks: list[ReservedTask]) -> None:
-    """Releases ``tasks`` and empties the list; tried a few times, then left to the end of their leases."""
+    """Releases ``tasks`` and empties the list; tried a few times.
+
+    What is left in the list is tried again with what is given back next, unless its lease ends before.
+    """
     for again in reversed(range(RELEASE_TRIES if tasks else 0)):
         giving = tasks.copy()
         try:

@@ -110,15 +110,17 @@ class Renewer:
                     self._tick_seconds,
                     exc_info=error,
                 )
-        self._leave()
-        with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-            watched.call_soon_threadsafe(self._ended.set)
+        try:
+            self._leave()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                watched.call_soon_threadsafe(self._ended.set)
 
     def _leave(self) -> None:
         try:
             if isinstance(self._backend, Leaving):
                 self._loop.run_until_complete(self._backend.leave())
-        except Exception as error:
+        except BaseException as error:
             logger.warning("the backend did not let go of the renewal's event loop: %s", error)
         finally:
             self._loop.close()

@@ -1,10 +1,12 @@
 """Starting the runs of tasks, and what they run in."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sitq._logs import SafeLogger
 from sitq.executors.base import Executor, Pool
 from sitq.executors.forked import end_if_forked, generation
 from sitq.executors.threads import ThreadPool
@@ -13,6 +15,8 @@ from sitq.worker.extending import CallAround, Events
 from sitq.worker.held import HeldTask
 from sitq.worker.settings import STEP_SECONDS, Settings
 from sitq.worker.shutdown import Shutdown
+
+logger = SafeLogger("sitq.worker")
 
 type OnEnd = Callable[[HeldTask, Ended | None], object]
 """Called with how a run ended; ``None``: the user interrupted it."""
@@ -65,8 +69,12 @@ class Runner:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._pool.close()
-        self._loader.close()
+        try:
+            self._pool.close()
+        except Exception as error:  # of an executor of the user's
+            logger.log(logging.ERROR, "the executor's pool could not be closed", exc_info=error)
+        finally:
+            self._loader.close()
 
     async def start_all(self, taken: Sequence[HeldTask], shutdown: Shutdown) -> None:
         """Starts tasks in turn; gives the host's loop a turn now and then.
@@ -102,6 +110,8 @@ class Runner:
             ended = None
         except BaseException as error:  # whatever happens here: a task that has begun ends, and its slot is free
             ended = failure(held.task, error)
+        if held.no_thread is not None and ended is not None:
+            ended = failure(held.task, held.no_thread, kind="no thread")
         if asyncio._get_running_loop() is not None:  # else it was closed under the task
             self._on_end(held, ended)
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
+from sitq._delays import Delays
 from sitq._logs import SafeLogger
 from sitq._signals import stop_signals
 from sitq.backends.base import Backend, check_backend
@@ -17,7 +19,7 @@ from sitq.extensions.base import Extension
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.serializers.base import check_serializer
 from sitq.worker.dispatcher import Dispatcher
-from sitq.worker.extending import check_extensions, entered_beside
+from sitq.worker.extending import EnteredBeside, check_extensions
 from sitq.worker.settings import Settings
 
 logger = SafeLogger("sitq.worker")
@@ -94,13 +96,12 @@ class Worker:
             raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
         self._executor = ThreadExecutor() if executor is None else executor
         self._extensions = check_extensions(extensions)
-        self._backend = SQLiteBackend() if backend is None else backend
-        self._serializer = CloudpickleSerializer() if serializer is None else serializer
-        check_backend(self._backend)
-        check_serializer(self._serializer)
+        self._backend = check_backend(SQLiteBackend() if backend is None else backend)
+        self._serializer = check_serializer(CloudpickleSerializer() if serializer is None else serializer)
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
         self._dispatcher: Dispatcher | None = None
+        self._beside: EnteredBeside | None = None
         self._blocks = 0
         self._stopping = False
 
@@ -134,6 +135,8 @@ class Worker:
         except asyncio.CancelledError:
             # Whoever was starting it will not stop it: __aexit__ does not follow on this.
             self._request_stop()
+            if self._main is not None and self._dispatcher is None:
+                self._cut_short(self._main)
             raise
 
     async def stop(self) -> None:
@@ -156,8 +159,8 @@ class Worker:
             try:
                 await asyncio.wait([main])
             except asyncio.CancelledError:
-                if self._dispatcher is not None and main is self._main:
-                    self._dispatcher.cut_short()
+                if main is self._main:
+                    self._cut_short(main)
                 raise
 
     async def run(self) -> None:
@@ -253,20 +256,35 @@ class Worker:
     async def _live(self, started: asyncio.Future[None], *, drain: bool) -> int:
         """The worker's life from start to stop, as one task that nobody's cancellation splits."""
         await self._backend.connect()
+        beside = self._beside = EnteredBeside(self._extensions)
         try:
-            async with entered_beside(self._extensions, self._backend):
-                dispatcher = self._dispatcher = Dispatcher(
-                    self._backend,
-                    self._serializer,
-                    replace(self._settings, until_empty=drain),
-                    self._executor,
-                    self._extensions,
-                )
-                await self._work(dispatcher, started)
+            await beside.enter(self._backend)
+            dispatcher = self._dispatcher = Dispatcher(
+                self._backend,
+                self._serializer,
+                replace(self._settings, until_empty=drain),
+                self._executor,
+                self._extensions,
+            )
+            await self._work(dispatcher, started)
+        except GeneratorExit:  # the loop was closed, and this collected as garbage: nothing can be awaited any more
+            raise
+        except BaseException as error:
+            await self._leave(beside, error)
+            raise
+        else:
+            await self._leave(beside, None)
         finally:
-            if asyncio._get_running_loop() is not None:  # else the loop is closed, and this collected as garbage
+            if asyncio._get_running_loop() is not None:
                 await self._backend.close()
         return dispatcher.finished
+
+    async def _leave(self, beside: EnteredBeside, error: BaseException | None) -> None:
+        reporting = asyncio.create_task(self._report(lambda: "what goes on beside it (shutdown_timeout)"))
+        try:
+            await beside.leave(error, self._settings.shutdown_timeout)
+        finally:
+            reporting.cancel()
 
     async def _work(self, dispatcher: Dispatcher, started: asyncio.Future[None]) -> None:
         timeout = self._settings.shutdown_timeout
@@ -288,7 +306,7 @@ class Worker:
 
     async def _finish(self, dispatcher: Dispatcher, timeout: float | None) -> None:
         self._stopping = True
-        reporting = asyncio.create_task(self._report(dispatcher))
+        reporting = asyncio.create_task(self._report(lambda: self._unfinished(dispatcher)))
         try:
             await dispatcher.finish(timeout)
         except asyncio.CancelledError:  # the loop ends while it waits: no more time for anybody
@@ -297,16 +315,27 @@ class Worker:
         finally:
             reporting.cancel()
 
-    async def _report(self, dispatcher: Dispatcher) -> None:
+    async def _report(self, what: Callable[[], str]) -> None:
         """Says what the end waits for, now and then."""
-        pause, timeout = FIRST_REPORT_SECONDS, self._settings.shutdown_timeout
-        limit = "as long as they take" if timeout is None else f"{timeout} s at most"
+        delays = Delays(FIRST_REPORT_SECONDS, math.inf)
         while True:
-            await asyncio.sleep(pause)
-            pause *= 2
-            running = [f"{held.task.task_id} ({held.task.name})" for held in dispatcher.running()]
-            what = f"{len(running)} tasks, {limit} (shutdown_timeout): {', '.join(running):.{REPORT_CHARACTERS}}"
-            logger.warning("stopping: waiting for %s", what if running else "the backend")
+            await asyncio.sleep(delays.next())
+            logger.warning("stopping: waiting for %s", what())
+
+    def _unfinished(self, dispatcher: Dispatcher) -> str:
+        timeout = self._settings.shutdown_timeout
+        limit = "as long as they take" if timeout is None else f"{timeout} s at most"
+        running = [f"{held.task.task_id} ({held.task.name})" for held in dispatcher.running()]
+        names = f"{', '.join(running):.{REPORT_CHARACTERS}}"
+        return f"{len(running)} tasks, {limit} (shutdown_timeout): {names}" if running else "the backend"
+
+    def _cut_short(self, main: asyncio.Task[int]) -> None:
+        if self._beside is not None:
+            self._beside.cut_short()
+            if self._beside.is_entering:
+                main.cancel()
+        if self._dispatcher is not None:
+            self._dispatcher.cut_short()
 
     def _request_stop(self) -> None:
         self._stopping = True
