@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sitq import BackendError, NewTask, ReservedTask, Result
-from sitq.models import Extras, Outcome, Reservation, Status
+from sitq.models import BURIED_ERROR_PREFIX, Extras, Outcome, Reservation, Status
 
 
 @dataclass
@@ -173,7 +173,8 @@ class MemoryBackend:
         spent = [row for row in self._due(now) if row.attempts_left <= 0]
         for row in spent:
             row.status, row.claim, row.finished_at = "failed", None, now
-            row.error = f"WorkerDiedError: each of {row.attempt} attempts ended with the death of its worker"
+            # By how the error begins, and because there is no traceback, unwrap() knows what to raise.
+            row.error = f"{BURIED_ERROR_PREFIX}each of {row.attempt} attempts ended with the death of its worker"
         return [row.task.task_id for row in spent]
 
     def _choose(self, now: float, limit: int, alone: bool) -> list[Row]:

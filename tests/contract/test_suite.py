@@ -136,7 +136,7 @@ class TestSpendsReleasedAttempts(Faulty, BackendContract):
 '''
 
 BROKEN_IN_MEMORY = '''
-import asyncio, contextlib, time
+import asyncio, contextlib, dataclasses, time
 import pytest
 import sitq.testing._contract.base as base
 from memory_backend import MemoryBackend, MemoryStore
@@ -401,6 +401,91 @@ class TestStartsEarly(InMemory, BackendContract):
         async def reserve(self, limit, *, lease, alone):
             found = await super().reserve(limit, lease=lease, alone=alone)
             return type(found)([task._replace(started_at=task.enqueued_at) for task in found.tasks])
+
+
+class TestSaysThatAnyLastAttemptWaits(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def reserve(self, limit, *, lease, alone):
+            found = await super().reserve(limit, lease=lease, alone=alone)
+            waits = any(row.attempts_left == 1 for row in self._due(self.store.clock()))
+            return dataclasses.replace(found, last_attempt_waiting=waits)
+
+
+class TestKeepsTheFirstStart(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def reserve(self, limit, *, lease, alone):
+            before = {row.key: row.started_at for row in self.store.rows.values()}
+            found = await super().reserve(limit, lease=lease, alone=alone)
+            for row in self.store.rows.values():
+                row.started_at = before[row.key] or row.started_at
+            return found
+
+
+class TestKeepsTheStartOfWhatIsReleased(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def release(self, tasks):
+            before = {task.task_id: self.store.rows[task.task_id].started_at for task in tasks}
+            not_held = await super().release(tasks)
+            for task_id, started_at in before.items():
+                self.store.rows[task_id].started_at = started_at
+            return not_held
+
+
+class TestReleasesToTheEnd(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def release(self, tasks):
+            not_held = await super().release(tasks)
+            for task in tasks:
+                if task not in not_held:
+                    self.store.rows[task.task_id].available_at = self.store.clock()
+            return not_held
+
+
+class TestKeepsPastEtas(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def enqueue(self, tasks):
+            await super().enqueue(tasks)
+            for task in tasks:
+                if task.eta is not None:
+                    self.store.rows[task.task_id].available_at = task.eta.timestamp()
+
+
+class TestPrefersDelays(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        async def enqueue(self, tasks):
+            await super().enqueue([task if task.delay is None else task._replace(eta=None) for task in tasks])
+
+
+class TestKnowsByClaimsAlone(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        def _is_recorded(self, outcome, status):
+            row = self.store.rows[outcome.task.task_id]
+            return row.claim == outcome.task.claim and row.finished_at is not None
+
+
+class TestTellsWhoHasLeft(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        def _while_inside(self, key, on_change):
+            return on_change
+
+
+class TestBuriesInItsOwnWords(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        def _bury(self, now):
+            buried = super()._bury(now)
+            for task_id in buried:
+                row = self.store.rows[task_id]
+                row.error = f"all of {row.attempt} attempts were lost"
+            return buried
+
+
+class TestBuriesWithATraceback(InMemory, BackendContract):
+    class kind(MemoryBackend):
+        def _bury(self, now):
+            buried = super()._bury(now)
+            for task_id in buried:
+                self.store.rows[task_id].traceback = "Traceback: of nobody"
+            return buried
 '''
 
 FOUND_BY = {
@@ -410,6 +495,7 @@ FOUND_BY = {
         "test_a_finished_task_is_left_as_it_is[failed-mark_success]",
         "test_a_finished_task_is_left_as_it_is[buried-mark_success]",
         "test_a_released_task_is_not_held[mark_success]",
+        "test_the_opposite_of_a_recorded_outcome_is_not_held",
     },
     "TestHandsOutAgain": {"test_a_task_is_held_until_its_lease_ends"},
     "TestForgetsOrder": {"test_tasks_keep_the_order_in_which_they_were_stored[7]"},
@@ -469,6 +555,16 @@ IN_MEMORY_FOUND_BY = {
     },
     "TestCountsDeaths": {"test_a_task_that_was_never_retried_has_no_failures"},
     "TestStartsEarly": {"test_a_task_comes_back_as_it_was_stored"},
+    "TestSaysThatAnyLastAttemptWaits": {"test_a_last_attempt_waits_for_the_ordinary_tasks_before_it"},
+    "TestKeepsTheFirstStart": {"test_a_task_shows_when_its_latest_run_was_started"},
+    "TestKeepsTheStartOfWhatIsReleased": {"test_a_first_run_that_was_given_back_was_never_started"},
+    "TestReleasesToTheEnd": {"test_a_task_that_is_given_back_keeps_its_place"},
+    "TestKeepsPastEtas": {"test_a_past_eta_gives_no_task_precedence"},
+    "TestPrefersDelays": {"test_an_eta_wins_over_a_delay"},
+    "TestKnowsByClaimsAlone": {"test_the_opposite_of_a_recorded_outcome_is_not_held"},
+    "TestTellsWhoHasLeft": {"test_nobody_is_told_after_leaving_of_what_changed_before[1]"},
+    "TestBuriesInItsOwnWords": {"test_a_task_whose_last_lease_ended_is_buried[3-True]"},
+    "TestBuriesWithATraceback": {"test_a_task_whose_last_lease_ended_is_buried[3-True]"},
 }
 """Tests that have to fail for each faulty backend."""
 

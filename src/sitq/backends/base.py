@@ -25,6 +25,7 @@ class Backend(Protocol):
     - A call may be repeated. After a :class:`~sitq.BackendUnavailableError` nobody knows whether it
       was carried out: the connection may have broken between the change and its answer. Made again
       with the same arguments, it is carried out once; each method says how a repeat is recognised.
+    - No call names a held task twice. Callers see to that; what happens otherwise is undefined.
     - A call that is cancelled leaves no lock held and no task stranded beyond its lease.
     - A call may come from any event loop of the process, from several at once. A loop may end
       without :meth:`close`: the backend drops what belongs to that loop, connections for instance,
@@ -65,8 +66,12 @@ class Backend(Protocol):
 
         A repeat is recognised by its tasks: if all of them are stored already, with these payloads,
         nothing is stored and nothing raised, whatever has become of them since. If only some are,
-        or if one has another payload, an id is taken. Those who wait for due tasks are notified by
-        a repeat as well: the first call may have failed before it came to that.
+        or if one has another payload, an id is taken. So a repeat may be an error if some of its
+        tasks were pruned meanwhile, and stores them anew if all were. Those who wait for due tasks
+        are notified by a repeat as well: the first call may have failed before it came to that.
+
+        A task is due at its ``eta``, but no earlier than it is stored: a past one means now, and
+        gives no precedence. If it has an ``eta``, its ``delay`` does not count.
 
         Raises:
             ValueError: A payload is larger than ``max_payload_bytes``, or an id is longer than the
@@ -80,11 +85,17 @@ class Backend(Protocol):
         """Gives out up to ``limit`` due tasks, the oldest first.
 
         Due are tasks that wait and whose ``eta`` has come, and tasks whose lease has ended: those
-        come with an ``attempt`` one higher. A task whose lease ended in its last permitted attempt is
-        failed here instead, with an error that says so.
+        come with an ``attempt`` one higher. ``Result.started_at`` is that of the latest run.
+
+        A task whose lease ended in its last permitted attempt is failed here instead: it is buried. Its
+        error begins with ``sitq.models.BURIED_ERROR_PREFIX`` and gives the number of attempts, and
+        it has no traceback, not even that of an earlier run. By these two :meth:`sitq.Result.unwrap`
+        knows that it has to raise :class:`~sitq.WorkerDiedError`. A store may bury a bounded number
+        per call; the rest is buried by the next ones, and given to nobody meanwhile.
 
         A task that is about to start its last attempt comes alone, to a caller that says it is
-        alone, so that no task is failed for what its neighbours did to their worker.
+        alone, so that no task is failed for what its neighbours did to their worker. It waits for the
+        ordinary tasks that became due before it.
 
         Of several that reserve at the same time none gets what another gets, and none keeps the
         others from a task for good: what one passes over because another has it in hand is found
@@ -109,7 +120,11 @@ class Backend(Protocol):
     async def mark_success(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records results; returns the tasks that were not held.
 
-        A repeat is recognised by the claim, which a finished task keeps: its tasks are not returned.
+        A repeat is recognised by the claim, which a finished task keeps, and by the status: its tasks
+        are not returned. Result and texts need not be compared. Another outcome under the same claim,
+        a failure after a success for instance, changes nothing, and its task is returned.
+
+        The worker compares a result with ``max_payload_bytes``; a backend need not.
         """
         ...
 
@@ -119,6 +134,10 @@ class Backend(Protocol):
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those not held.
+
+        A released task keeps its place: it is due as of when it was stored, before all that was
+        stored later. Released from its first run, it has no ``started_at`` in ``Result`` again; from a
+        later one, it may keep it.
 
         A repeat changes nothing, and returns all of them.
         """
@@ -130,6 +149,8 @@ class Backend(Protocol):
 
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` whenever there may be something new to find, until the block is left.
+
+        Once it is left there is no further call, not even for what changed before.
 
         Called inside an event loop, and ``on_change`` is called in that loop. What changed before
         the block was entered is found by a query after entering it. If watching takes time to

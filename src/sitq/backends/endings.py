@@ -15,11 +15,13 @@ class Endings(Protocol):
 
     ``"retry"``: ``mark_failure`` makes the task pending, due in ``retry_in`` seconds by the store's clock.
     Error and traceback are kept and shown until the next outcome. The run keeps its number; because it
-    harmed no worker, ``max_attempts`` rises by one: the next attempt is no nearer to being the last.
-    ``failures`` rises by one if ``counts``. Workers are woken, who waits for the result is not. As long as
-    the task waits, the same outcome is recognised; once it was given out again, it is not held.
+    harmed no worker, ``max_attempts`` rises by one, whether it ``counts`` or not: the next attempt is no
+    nearer to being the last. ``failures`` rises by one if it ``counts``. Workers are woken, who waits for
+    the result need not be. As long as the task waits, the same outcome is recognised; once it was given
+    out again, it is not held. If the task is buried later, its traceback is cleared.
 
-    ``"cancel"``: ``mark_failure`` ends the task as ``"cancelled"``, with the error text.
+    ``"cancel"``: ``mark_failure`` ends the task as ``"cancelled"``, with the error text. Who waits for the
+    result is woken.
 
     ``"then"``: both calls store the tasks as ``enqueue`` does, if and only if the claim holds, and only once.
     A task whose id is taken is not stored again, and is no error: it must not keep other outcomes from

@@ -184,6 +184,64 @@ class Holding(Contract):
         assert await statuses(backend, tasks) == [STATUS_AFTER[act]] * 3
 
     @connected
+    async def test_the_opposite_of_a_recorded_outcome_is_not_held(self, backend: Backend) -> None:
+        """A task that succeeded cannot fail under the same claim, nor the other way round."""
+        tasks = new(2)
+        await backend.enqueue(tasks)
+        good, bad = await self.take(backend)
+        await backend.mark_success(successes([good]))
+        await backend.mark_failure(failures([bad]))
+        before = [await look(backend, task) for task in tasks]
+        assert list(await backend.mark_failure(failures([good]))) == [good]
+        assert list(await backend.mark_success(successes([bad]))) == [bad]
+        assert [await look(backend, task) for task in tasks] == before
+
+    @connected
+    async def test_a_task_shows_when_its_latest_run_was_started(self, backend: Backend) -> None:
+        """After a lease has ended it is that of the run that took the task over."""
+        (task,) = new()
+        await backend.enqueue([task])
+        await self.take(backend)
+        first = (await look(backend, task)).started_at
+        await self.end_leases(backend)
+        await self.take(backend)
+        latest = (await look(backend, task)).started_at
+        assert first is not None
+        assert latest is not None
+        assert latest - first >= timedelta(seconds=self.lease)
+
+    @connected
+    async def test_a_first_run_that_was_given_back_was_never_started(self, backend: Backend) -> None:
+        """The task shows no start, as if nobody had reserved it."""
+        (task,) = new()
+        await backend.enqueue([task])
+        before = await look(backend, task)
+        await backend.release(await self.take(backend))
+        after = await look(backend, task)
+        assert (after, after.started_at) == (before, None)
+
+    @connected
+    async def test_a_task_that_is_given_back_keeps_its_place(self, backend: Backend) -> None:
+        """It is due as of when it was stored: before all that was stored later, also if it had a delay."""
+        first, second, last = new(delay=self.seconds(100)), new(), new()
+        for tasks in (first, second, last):
+            await backend.enqueue(tasks)
+            await self.pass_time(backend, 1)
+        (held,) = await self.take(backend, 1, alone=False)
+        assert held.task_id == second[0].task_id
+        await backend.release([held])
+        again = await self.take(backend)
+        assert ids(again) == ids([*second, *last])
+        await backend.mark_success(successes(again))
+        await self.pass_time(backend, 100)
+        (held,) = await self.take(backend)
+        assert held.task_id == first[0].task_id
+        (later,) = new()
+        await backend.enqueue([later])
+        await backend.release([held])
+        assert ids(await self.take(backend)) == ids([*first, later])
+
+    @connected
     async def test_renewing_again_and_again_keeps_a_task(self, backend: Backend) -> None:
         """However long it is held, nobody else gets it, and its attempt stays the same."""
         (task,) = new()

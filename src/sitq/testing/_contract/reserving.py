@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from sitq import Backend
+from sitq import Backend, WorkerDiedError
+from sitq.models import BURIED_ERROR_PREFIX
 from sitq.testing._contract.base import (
     DEADLINE_SECONDS,
     LEASE_SECONDS,
@@ -58,6 +59,28 @@ class Reserving(Contract):
         await self.pass_time(backend, 51)
         (held,) = await self.take(backend, 1, alone=False)
         assert (held.task_id, held.attempt) in {(later.task_id, 1), (past.task_id, 2)}
+
+    @connected
+    async def test_a_past_eta_gives_no_task_precedence(self, backend: Backend) -> None:
+        """It is due as of when it was stored, and stands behind what was stored before it."""
+        now = await self.now_of(backend)
+        tasks = [*new(), *new(eta=now - timedelta(days=1000)), *new()]
+        for task in tasks:
+            await backend.enqueue([task])
+        assert ids(await self.take(backend)) == ids(tasks)
+
+    @connected
+    async def test_an_eta_wins_over_a_delay(self, backend: Backend) -> None:
+        """Of a task that has both, the delay does not count."""
+        now = await self.now_of(backend)
+        (past,) = new(eta=now - timedelta(days=1000), delay=self.seconds(100))
+        (later,) = new(eta=now + timedelta(seconds=self.seconds(100)), delay=0.0)
+        await backend.enqueue([later, past])
+        held = await self.take(backend)
+        assert ids(held) == ids([past])
+        await backend.mark_success(successes(held))
+        await self.pass_time(backend, 101)
+        assert ids(await self.take(backend)) == ids([later])
 
     @connected
     async def test_the_oldest_due_task_comes_first(self, backend: Backend) -> None:
@@ -168,6 +191,19 @@ class Reserving(Contract):
         assert (list(found.tasks), found.last_attempt_waiting) == ([], False)
 
     @connected
+    async def test_a_last_attempt_waits_for_the_ordinary_tasks_before_it(self, backend: Backend) -> None:
+        """It is said to wait only once no ordinary task is left that became due before it."""
+        ordinary, last = new(2), new(max_attempts=1)
+        await backend.enqueue(ordinary)
+        await self.pass_time(backend, 1)
+        await backend.enqueue(last)
+        first = await self.reserve(backend, 1, alone=False)
+        assert (ids(first.tasks), first.last_attempt_waiting) == (ids(ordinary[:1]), False)
+        second = await self.reserve(backend, 1, alone=False)
+        assert ids(second.tasks) == ids(ordinary[1:])
+        assert self.says_that_a_last_attempt_waits(second)
+
+    @connected
     async def test_a_second_attempt_may_be_the_last(self, backend: Backend) -> None:
         """Tasks whose first of two leases ended are handed out one by one, to callers that are alone."""
         tasks = new(3, max_attempts=2)
@@ -184,7 +220,7 @@ class Reserving(Contract):
     @pytest.mark.parametrize("attempts", [1, 3])
     @connected
     async def test_a_task_whose_last_lease_ended_is_buried(self, backend: Backend, attempts: int, alone: bool) -> None:
-        """The next reservation, whoever asks, fails it, names it once, and gives out the rest."""
+        """The next reservations, whoever asks, fail it, name it once, and give out the rest; its error can be told."""
         tasks, ordinary = new(2, max_attempts=attempts), new()
         await backend.enqueue(tasks)
         for _ in range(attempts):
@@ -193,13 +229,20 @@ class Reserving(Contract):
             await self.end_leases(backend)
         await backend.enqueue(ordinary)
         found = await self.reserve(backend, 10, alone=alone)
-        assert (ids(found.tasks), sorted(found.buried)) == (ids(ordinary), sorted(ids(tasks)))
-        assert not (await self.reserve(backend, 10, alone=alone)).buried
+        assert ids(found.tasks) == ids(ordinary)
+        buried = list(found.buried)
+        while found.buried:  # a store may bury some at a time
+            found = await self.reserve(backend, 10, alone=alone)
+            buried += found.buried
+        assert sorted(buried) == sorted(ids(tasks))
         for task in tasks:
             seen = await look(backend, task)
             assert (seen.status, seen.attempt, seen.value, seen.traceback) == ("failed", attempts, None, None)
+            assert (seen.error or "").startswith(BURIED_ERROR_PREFIX)
             assert str(attempts) in (seen.error or "")
             assert seen.finished_at is not None
+            with pytest.raises(WorkerDiedError):
+                seen.unwrap()
 
     @connected
     async def test_a_spent_task_is_buried_behind_a_last_attempt_that_waits(self, backend: Backend) -> None:

@@ -131,6 +131,24 @@ class Watching(Contract):
                 await by.release(await until(lambda: self.take(backend)))
         assert len(seen.threads) == calls
 
+    @pytest.mark.parametrize("turns", range(8))
+    @connected
+    async def test_nobody_is_told_after_leaving_of_what_changed_before(self, backend: Backend, turns: int) -> None:
+        """A change is made while the block is left: a notification that is under way by then does not arrive."""
+        async with self.other(backend) as other:
+            for by in (backend, other):
+                (task,) = new()
+                with watching(backend, None) as left:
+                    changing = asyncio.ensure_future(by.enqueue([task]))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    calls = len(left.threads)
+                await changing
+                with watching(backend, None) as seen:
+                    await by.release(await self.take(by))
+                    await seen.until(lambda: self.take(backend))
+                assert len(left.threads) == calls
+
     @connected
     async def test_a_watcher_that_raises_or_leaves_does_not_stop_the_others(self, backend: Backend) -> None:
         """A block that is left by an exception leaves no trace, and the next watcher is notified."""
