@@ -1,10 +1,12 @@
 """Starting the runs of tasks, and what they run in."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sitq import _forks
 from sitq.executors.base import Executor
 from sitq.executors.strays import end_if_forked, generation
 from sitq.executors.threads import ThreadPool
@@ -53,6 +55,21 @@ class Runner:
         self._loader = ThreadPool(1, "sitq-loader")
         self._pool = executor.start(settings.max_concurrency)
         self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, home.backend.max_payload_bytes)
+        self._is_closed = False
+        _forks.begin_anew_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        # From Python 3.14 on, no asyncio task moves in a child's copy of the loop, the dispatcher's among them: each
+        # fails with an error that goes to the loop. Its plain callbacks are still called.
+        if self._is_closed:
+            return
+        with contextlib.suppress(RuntimeError):  # it is closed or, in debug mode, of a thread that stayed in the parent
+            self._loop.call_soon(self.check_process)
+            self._loop.set_exception_handler(self._check_before_complaint)
+
+    def _check_before_complaint(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.check_process()
+        loop.default_exception_handler(context)  # forked by C code, of which nothing is known
 
     def check_process(self) -> None:
         """Ends the child of a fork in which the loop goes on, because a coroutine forked and came back."""
@@ -60,6 +77,7 @@ class Runner:
 
     def close(self) -> None:
         """Ends the threads."""
+        self._is_closed = True
         self._pool.close()
         self._loader.close()
 
