@@ -1,5 +1,6 @@
 """A process may fork while it uses a queue: nothing is lost, and parent and child go on."""
 
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -42,6 +43,11 @@ def look(then="; mine.close()"):
     code = "import os, sqlite3, sys; mine = sqlite3.connect(sys.argv[1]); mine.execute('SELECT 1 FROM tasks LIMIT 1')"
     subprocess.run([sys.executable, "-c", code + then, path], check=True)
 """
+
+needs_lost_locks = pytest.mark.skipif(
+    sqlite3.sqlite_version_info >= (3, 51, 0),
+    reason="since 3.51.0 SQLite does not lose its locks by a close() in its process (sqlite.org/changes.html)",
+)
 
 
 def names(path: Path) -> list[str]:
@@ -334,7 +340,10 @@ def test_code_that_reads_the_file_in_our_process_does_not_lose_tasks(path: Path)
     assert_healthy(path)
 
 
-@pytest.mark.parametrize("way", ["deleted", "taken away by another program that closed the file"])
+@pytest.mark.parametrize(
+    "way",
+    ["deleted", pytest.param("taken away by another program that closed the file", marks=needs_lost_locks)],
+)
 def test_what_is_in_a_deleted_wal_file_is_rescued(path: Path, way: str) -> None:
     """Without the surviving lock, or by hand: what was acknowledged is in the file, and the backend goes on."""
     printed = run_script(
@@ -368,6 +377,7 @@ asyncio.run(main())
     assert_healthy(path)
 
 
+@needs_lost_locks
 async def test_a_replaced_wal_file_is_an_error_for_the_call_that_was_written_into_it(path: Path) -> None:
     """What went into a file that nobody can find is not acknowledged, and the next call works."""
     run_script(

@@ -192,15 +192,26 @@ def descriptors():
 
 def interrupt():
     closing.wait()
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # another thread would not be woken by it
+    # Another thread would not be woken by it, nor is this one by a signal that comes just before it waits: so again.
+    while not go_on.wait(0.05):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+def once(number, frame):
+    global is_due
+    if is_due:
+        is_due = False
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, once)
 
 queue = SyncTaskQueue(SlowBackend(path))
 before = descriptors()
 for _ in range(3):
-    closing, go_on = threading.Event(), threading.Event()
+    is_due, closing, go_on = True, threading.Event(), threading.Event()
     queue.enqueue(len, "a")
     thread = queue._portal._thread
-    threading.Thread(target=interrupt).start()
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
     try:
         queue.close()
     except KeyboardInterrupt:
@@ -208,6 +219,7 @@ for _ in range(3):
     else:
         raise AssertionError("not interrupted")
     thread.join()
+    interrupter.join()
 queue.enqueue(len, "b")
 queue.close()
 queue.close()

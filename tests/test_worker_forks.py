@@ -133,3 +133,30 @@ def test_a_child_that_ends_by_itself_works_as_ever(task: Callable[..., Any], pat
     """Nobody complains, and in a process of multiprocessing's a worker of its own runs."""
     assert drain(task, path, runs) == (7, "1\n")
     assert sorted(runs.lines()) == ["child", "parent"]
+
+
+def test_a_fork_after_a_worker_is_not_its_concern(path: Path) -> None:
+    """Once the worker has ended, the loop of a child is the application's own again."""
+    run_script(
+        """
+        import asyncio, os, sys
+        from sitq import SQLiteBackend, TaskQueue, Worker
+
+        async def main():
+            backend = SQLiteBackend(sys.argv[1])
+            async with TaskQueue(backend) as queue:
+                await queue.enqueue(len, "a")
+                worker = Worker(backend)
+                assert await worker.drain() == 1
+            loop = asyncio.get_running_loop()
+            if (child := os.fork()) == 0:
+                loop.call_soon(os._exit, 7)
+                await asyncio.sleep(60)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            return worker  # kept until here
+
+        asyncio.run(main())
+        """,
+        path,
+        quiet=False,  # Python warns of such a fork, and tasks of the child's loop fail since 3.14
+    )

@@ -1,5 +1,6 @@
 """Files that cannot be used, wrong usage, missing packages: one clear line, and nothing is touched."""
 
+import contextlib
 import shlex
 import sqlite3
 import subprocess
@@ -31,10 +32,8 @@ LOOKS = [name for name in COMMANDS if name != "worker"]
 
 def change(path: Path, sql: str, *parameters: object) -> None:
     """Changes a database with a connection of its own."""
-    connection = sqlite3.connect(path)
-    with connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(sql, parameters)
-    connection.close()
 
 
 def foreign(path: Path) -> None:

@@ -66,7 +66,7 @@ async def serve(queue_file: Path, *app: str) -> AsyncIterator[Service]:
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)  # with --reload, the server is a child of it
-                await process.wait()
+            await process.communicate()  # wait() may return before the pipe is read to its end, and closed
 
 
 async def post(client: httpx.AsyncClient, text: str) -> str:

@@ -1,11 +1,13 @@
 """Starting the runs of tasks, and what they run in."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sitq import _forks
 from sitq._logs import SafeLogger
 from sitq.executors.base import Executor, Pool
 from sitq.executors.forked import end_if_forked, generation
@@ -62,6 +64,21 @@ class Runner:
                 f"not {type(self._pool).__name__}"
             )
         self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, home.backend.max_payload_bytes)
+        self._is_closed = False
+        _forks.begin_anew_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        # From Python 3.14 on, no asyncio task moves in a child's copy of the loop, the dispatcher's among them: each
+        # fails with an error that goes to the loop. Its plain callbacks are still called.
+        if self._is_closed:
+            return
+        with contextlib.suppress(RuntimeError):  # it is closed or, in debug mode, of a thread that stayed in the parent
+            self._loop.call_soon(self.check_process)
+            self._loop.set_exception_handler(self._check_before_complaint)
+
+    def _check_before_complaint(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.check_process()
+        loop.default_exception_handler(context)  # forked by C code, of which nothing is known
 
     def check_process(self) -> None:
         """Ends the child of a fork in which the loop goes on, because a coroutine forked and came back."""
@@ -69,6 +86,7 @@ class Runner:
 
     def close(self) -> None:
         """Ends the threads."""
+        self._is_closed = True
         try:
             self._pool.close()
         except Exception as error:  # of an executor of the user's
