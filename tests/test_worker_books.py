@@ -14,6 +14,7 @@ import pytest
 
 import sitq.worker.execution
 from sitq import CloudpickleSerializer, SQLiteBackend, TaskQueue, Worker, current_task
+from sitq.executors.threads import CallPool, ThreadExecutor
 from tests.support import DEADLINE_SECONDS, Runs, add, rows, start_python, until
 from tests.worker_tasks import FAR_AHEAD_SECONDS, TellingBackend, far_ahead, gate, wait_at
 
@@ -294,10 +295,18 @@ async def test_a_serializer_that_breaks_its_promise_keeps_no_slot(queue: TaskQue
 
 @pytest.mark.parametrize("method", ["start", "drain"])
 async def test_a_backend_whose_limit_raises_runs_nothing(method: str, path: Path, queue: TaskQueue) -> None:
-    """The limit is read once, when the worker starts: then it says so, and no task is begun."""
+    """The limit is read once, when the worker starts: then it says so, and neither a task nor a pool is begun."""
     task_id = await queue.enqueue(add, 1, 2)
+    started: list[int] = []
+
+    class Counting(ThreadExecutor):
+        def start(self, slots: int) -> CallPool:
+            started.append(slots)
+            return super().start(slots)
+
     with pytest.raises(ValueError, match="no limit"):
-        await getattr(Worker(NoLimit(path)), method)()
+        await getattr(Worker(NoLimit(path), executor=Counting()), method)()
+    assert started == []
     found = await queue.get(task_id)
     assert found is not None
     assert (found.status, found.attempt) == ("pending", 0)

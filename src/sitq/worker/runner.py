@@ -57,13 +57,14 @@ class Runner:
         self.is_starting = False
         # A thread of its own: the first tasks of a module would take a thread each from the others otherwise.
         self._loader = ThreadPool(1, "sitq-loader")
-        self._pool = executor.start(settings.max_concurrency)
+        max_bytes = home.backend.max_payload_bytes
+        self._pool = executor.start(settings.max_concurrency)  # last of what may raise: nobody would close it
         if not isinstance(self._pool, Pool):  # else each plain function would fail for it
             raise TypeError(
                 f"start() of {type(executor).__name__} must return an object with submit() and close(), "
                 f"not {type(self._pool).__name__}"
             )
-        self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, home.backend.max_payload_bytes)
+        self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, max_bytes)
         self._is_closed = False
         _forks.begin_anew_in_child(self._begin_in_child)
 
