@@ -13,7 +13,8 @@ from tests.support import ROOT
 SOURCE = ROOT / "src"
 
 LAYERS = (
-    {"sitq.errors", "sitq._checks", "sitq._delays", "sitq._forks", "sitq._logs", "sitq._signals"},
+    {"sitq._checks"},
+    {"sitq.errors", "sitq._delays", "sitq._forks", "sitq._logs", "sitq._signals"},
     {"sitq.models", "sitq._portal"},
     {
         "sitq.serializers",

@@ -7,6 +7,9 @@
     ├── TaskFailedError               raised by Result.unwrap() for a task that failed
     │   ├── TaskCancelledError        the task was cancelled while it waited to be run
     │   └── WorkerDiedError           its workers died on every attempt
+    ├── TaskTimeoutError              a run took longer than its timeout
+    ├── DuplicateTaskError            enqueue: another task stands for this one's unique key
+    ├── Retry, GiveUp                 raised by a task: try again later, or never
     └── BackendError                  the store did not do what was asked
         ├── BackendUnavailableError   busy, full or away: try again later
         ├── BackendReadOnlyError      cannot be written by this process
@@ -15,6 +18,10 @@
 
 Wrong arguments are plain ``ValueError`` and ``TypeError``.
 """
+
+from datetime import timedelta
+
+from sitq._checks import check_seconds
 
 
 class SitqError(Exception):
@@ -76,6 +83,51 @@ class WorkerDiedError(TaskFailedError):
     traceback. The failure of a task that raised an exception of its own with that class name has a
     traceback, and is a plain :class:`TaskFailedError`.
     """
+
+
+class TaskTimeoutError(SitqError, TimeoutError):
+    """A run of a task took longer than the ``timeout`` of the task."""
+
+
+class DuplicateTaskError(SitqError):
+    """A task was not stored, because another one stands for its unique key; nothing of the call was stored.
+
+    Attributes:
+        task_id: The id of the task that stands.
+    """
+
+    def __init__(self, task_id: str, key: str) -> None:
+        super().__init__(task_id, key)
+        self.task_id = task_id
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} stands for the unique key {self.key!r}: nothing was stored"
+
+
+class Retry(SitqError):  # noqa: N818 - an order, not an error
+    """Raised by a task to be tried again: the policy is not asked for the delay, but its number of retries holds.
+
+    Args:
+        delay: Seconds, or a ``timedelta``, until the next attempt.
+        counts: Whether this run counts as a failure; ``False`` for a task that only waits for something.
+
+    Raises:
+        TypeError: ``delay`` is neither a number nor a ``timedelta``.
+        ValueError: ``delay`` is negative, not finite, or longer than a hundred years.
+    """
+
+    def __init__(self, delay: float | timedelta, *, counts: bool = True) -> None:
+        self.delay = check_seconds("delay", delay.total_seconds() if isinstance(delay, timedelta) else delay)
+        self.counts = counts
+        super().__init__(self.delay)
+
+    def __str__(self) -> str:
+        return f"to be tried again in {self.delay:g} seconds"
+
+
+class GiveUp(SitqError):  # noqa: N818 - as above
+    """Raised by a task that must not be tried again, whatever its policy says: ``raise GiveUp(...) from error``."""
 
 
 class BackendError(SitqError):

@@ -81,6 +81,30 @@ def from_micros(micros: int) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
+class Unique:
+    """A key of which one task is enough for now: looked up when a task with it is enqueued.
+
+    Nothing holds the key afterwards: no change of a task's state can fail for it, and after a retry by
+    hand two tasks with one key may stand side by side.
+
+    Attributes:
+        key: The key; shared by all tasks of the store, whatever they call.
+        while_: What keeps another one out: a task that waits to be run (``"waiting"``), which loses no
+            news, or also one that runs (``"unfinished"``).
+        period: The time after the latest task with this key was stored in which no other one is stored,
+            whatever has become of that one; ``None`` for none.
+        otherwise: What becomes of a task that is kept out: ``"keep"``: it is not stored, and the id of the
+            one that stands is returned. ``"replace"``: one that waits gets its call, due time and options,
+            and keeps its id; one that runs is never touched. ``"raise"``: ``DuplicateTaskError``.
+    """
+
+    key: str
+    while_: Literal["waiting", "unfinished"] = "waiting"
+    period: timedelta | None = None
+    otherwise: Literal["keep", "replace", "raise"] = "keep"
+
+
+@dataclass(frozen=True, slots=True)
 class Extras:
     """What a store has to know of a task beyond when it is due, because it must find the task by it.
 
@@ -90,10 +114,12 @@ class Extras:
     Attributes:
         queue: The name of the task's queue; empty for the default one.
         priority: From -100 to 100; of two due tasks the one with the higher priority is sooner.
+        unique: The key of which one task is enough; ``None`` for none.
     """
 
     queue: str = ""
     priority: int = 0
+    unique: Unique | None = None
 
 
 class NewTask(NamedTuple):

@@ -17,7 +17,7 @@ FAULTY = """
 import pytest
 import sitq.testing._contract.base as base
 from sitq import SQLiteBackend
-from sitq.backends.sqlite import statements
+from sitq.backends.sqlite import operations, statements
 from sitq.backends.sqlite.changes import RetryLater
 from sitq.testing import ManualClock
 from sitq.testing.ending_contract import EndingContract
@@ -88,8 +88,8 @@ class TestPermitsMoreOnlyIfItCounts(Faulty, EndingContract):
 
     @pytest.fixture(autouse=True)
     def change(self, monkeypatch):
-        changed = statements.RETRY_LATER.replace("max_attempts + 1", "max_attempts + NEW.counts")
-        assert changed != statements.RETRY_LATER
+        changed = operations.RETRY_LATER.replace("max_attempts + 1", "max_attempts + NEW.counts")
+        assert changed != operations.RETRY_LATER
         monkeypatch.setitem(statements._SQL, RetryLater, changed)
 
 

@@ -59,8 +59,11 @@ class Backend(Protocol):
         """Counts one user less, and closes the store after the last one; harmless when called too often."""
         ...
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> None:
+    async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[str] | None:
         """Stores all of ``tasks`` or none, in this order.
+
+        Returns the ids of the tasks that stand for them, in this order, if one of them was not stored because
+        another task stands for it (see ``sitq.backends.uniques``); else it may as well return ``None``.
 
         When it returns, they survive a crash of every process on the host.
 

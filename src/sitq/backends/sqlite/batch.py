@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+from sitq.backends.sqlite.abilities import make
 from sitq.backends.sqlite.file import QueueFile
 from sitq.backends.sqlite.jobs import Job, Topic
 from sitq.backends.sqlite.statements import Notes, apply
@@ -97,6 +98,9 @@ class Batch:
             if job.writes and (others_write or not job.is_reservation or job.is_wanted(sqlite, now))
         ]
         try:
+            for job in writers:
+                for ability in job.abilities:
+                    make(sqlite, ability)
             notes = apply(sqlite, now, itertools.chain.from_iterable(job.changes(now) for job in writers))
         except Exception as error:
             self._try_one_by_one(writers, error)

@@ -3,11 +3,12 @@
 import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
 from sitq.backends.sqlite import queries
+from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
@@ -46,11 +47,13 @@ class Job[T](ABC):
         writes: Whether there are changes to make.
         synced: Whether the commit has to survive a power cut.
         is_reservation: Whether :meth:`is_wanted` has to be asked. A batch takes one such job.
+        abilities: What the file has to have for the changes; it is made if need be.
     """
 
     writes = False
     synced = False
     is_reservation = False
+    abilities: Collection[Ability] = ()
 
     def __init__(self) -> None:
         self.future: asyncio.Future[T] | None = None

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from sitq.backends.sqlite.conditions import DUE_ROWS, LAST_OR_SPENT_ROWS
 from sitq.backends.sqlite.jobs import Job, ReadJob
-from sitq.backends.sqlite.statements import DUE_ROWS, LAST_OR_SPENT_ROWS, Row
+from sitq.backends.sqlite.statements import Row
 from sitq.models import FINISHED, Status
 
 ROWS_PER_PIECE = 10_000

@@ -10,10 +10,11 @@ from itertools import batched
 from typing import Literal
 
 from sitq.backends.sqlite.changes import Cancel, Prune, Retry
+from sitq.backends.sqlite.conditions import CAN_CANCEL, CAN_RETRY
 from sitq.backends.sqlite.jobs import DUE, Job, ReadJob, Topic
 from sitq.backends.sqlite.listing import Connected
 from sitq.backends.sqlite.queries import is_prunable
-from sitq.backends.sqlite.statements import CAN_CANCEL, CAN_RETRY, Notes
+from sitq.backends.sqlite.statements import Notes
 from sitq.models import new_claim
 
 type ByHand = Literal["retry", "cancel"]

@@ -16,9 +16,11 @@ class PatientConnection(sqlite3.Connection):
 
     Attributes:
         patience: Seconds until SQLITE_BUSY is an error.
+        abilities: The version of the schema that was read last, and what the file has by it (see ``abilities``).
     """
 
     patience = 0.0
+    abilities: tuple[int, frozenset[str]] = -1, frozenset()
     _synchronous = ""  # the level that was set last
 
     def set_synchronous(self, level: str) -> None:

@@ -8,17 +8,15 @@ from datetime import datetime
 from math import inf
 from typing import NamedTuple
 
-from sitq.backends.sqlite.statements import (
+from sitq.backends.sqlite.conditions import (
     DUE_ROWS,
     LAST_OR_SPENT_ROWS,
     LAST_ROWS,
     OLD_ROWS,
     OLDEST_FIRST,
     SPENT_ROWS,
-    Notes,
-    Row,
-    fetch_all,
 )
+from sitq.backends.sqlite.statements import Notes, Row, fetch_all
 from sitq.errors import BackendCorruptError
 from sitq.models import EPOCH, FINISHED, STATUSES, NewTask, Reservation, ReservedTask, Result, Status, from_micros
 

@@ -25,9 +25,7 @@ MAX_WAL_BYTES = 16 * 1024 * 1024
 # would refuse all of them if an index no longer covered what they ask for. They are made anew, without the
 # rows of other queues, when the first task of a named queue is stored; nobody can do that yet.
 #
-# What an ability needs beside that (columns, indexes, triggers) will be made at its first use in a file,
-# and noted in a table ``features (name TEXT PRIMARY KEY, version INTEGER)``, which is made together with the
-# first of them, and not before: idle indexes cost every task, and an empty table would say nothing.
+# What an ability needs beside that (columns, indexes, triggers) is made at its first use: see ``abilities``.
 MIGRATIONS = (
     """
     CREATE TABLE tasks (

@@ -7,7 +7,7 @@ A statement for each change, between BEGIN and COMMIT, took a third longer, and 
 get the interpreter lock back from the loop.
 
 The columns of the view are the fields of the records (see ``changes``), and two more: ``operation``,
-which is the name of the record's class, and ``now``. There is a statement below for each operation.
+which is the name of the record's class, and ``now``. There is a statement for each operation in ``operations``.
 What those who asked for a change have to know of it stands in the temporary table ``note``:
 
 ===========  ===========  ========  ==================================================
@@ -30,25 +30,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite.changes import (
-    Cancel,
-    Change,
-    Fail,
-    Prune,
-    Release,
-    Renew,
-    Reserve,
-    Retry,
-    RetryLater,
-    StoreTask,
-    StoreThen,
-    Succeed,
-)
+from sitq.backends.sqlite import operations
+from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
 
-MAX_BURIED_PER_RESERVATION = 100
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
 Eighteen columns in each at most: 14,580 variables. Stock SQLite allows 32,766 since 3.32."""
@@ -56,134 +43,8 @@ Eighteen columns in each at most: 14,580 variables. Stock SQLite allows 32,766 s
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-# The live rows, by what their next attempt would be (see schema.py).
-DUE_ROWS = "tasks INDEXED BY tasks_due WHERE finished_at IS NULL AND queue IS NULL AND max_attempts > attempt + 1"
-LAST_OR_SPENT_ROWS = (
-    "tasks INDEXED BY tasks_last WHERE finished_at IS NULL AND queue IS NULL AND max_attempts <= attempt + 1"
-)
-LAST_ROWS = f"{LAST_OR_SPENT_ROWS} AND max_attempts > attempt"
-SPENT_ROWS = "tasks INDEXED BY tasks_spent WHERE finished_at IS NULL AND max_attempts <= attempt"
-OLD_ROWS = "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL"
-OLDEST_FIRST = "ORDER BY available_at, id"
-
-# An abandoned task is one whose lease is over: its worker is gone, or will find its claim gone.
-_ABANDONED = "(status = 'in_progress' AND available_at <= {now})"
-CAN_RETRY = f"(status IN ('failed', 'cancelled') OR {_ABANDONED})"
-CAN_CANCEL = f"(finished_at IS NULL AND (status = 'pending' OR {_ABANDONED}))"
-
-_IS_HELD = "id = NEW.id AND claim = NEW.claim AND status = 'in_progress'"
-_NOTE_NOT_HELD = "INSERT INTO note SELECT 'not held', NEW.id, NEW.claim WHERE changes() = 0;"
-_NOTE_UNCHANGED = "INSERT INTO note SELECT 'unchanged', NEW.task_id, NEW.call WHERE changes() = 0;"
-_START = "status = 'in_progress', attempt = attempt + 1, claim = NEW.claim, started_at = NEW.now"
-
-STORE_TASK = """
-    INSERT INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
-    VALUES (NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now);
-"""
-
-# First what nobody may try again is buried. Then a last attempt is started, if it is the oldest and its
-# worker is empty, and only if there was none the others. Leases end a microsecond apart, in the order
-# in which the tasks were due: that is how the order is read back.
-RESERVE = f"""
-    INSERT INTO note SELECT 'buried', task_id, NEW.claim
-        FROM {SPENT_ROWS} AND available_at <= NEW.now
-        {OLDEST_FIRST} LIMIT {MAX_BURIED_PER_RESERVATION};
-    UPDATE tasks SET status = 'failed', finished_at = NEW.now, claim = NULL,
-        error = 'WorkerDiedError: each of ' || (attempt - failures - snoozes) || ' attempts'
-            || iif(failures + snoozes, ', beside ' || (failures + snoozes) || ' that were tried again,', '')
-            || ' ended with the death of its worker, or with a lease that was not renewed; the last one ran alone',
-        traceback = NULL
-        WHERE task_id IN (SELECT subject FROM note WHERE kind = 'buried' AND token = NEW.claim);
-    UPDATE tasks SET {_START}, available_at = NEW.available_at
-        WHERE NEW.alone AND available_at <= ifnull((SELECT min(available_at) FROM {DUE_ROWS}), available_at)
-        AND id = (SELECT id FROM {LAST_ROWS} AND available_at <= NEW.now {OLDEST_FIRST} LIMIT 1);
-    UPDATE tasks SET {_START}, available_at = NEW.available_at + oldest.n
-        FROM (SELECT id AS key, row_number() OVER ({OLDEST_FIRST}) AS n FROM (
-            SELECT id, available_at FROM {DUE_ROWS} AND available_at <= NEW.now
-            {OLDEST_FIRST} LIMIT NEW.max_rows)) AS oldest
-        WHERE tasks.id = oldest.key AND changes() = 0;
-"""
-
-RENEW = f"""
-    UPDATE tasks SET available_at = NEW.available_at WHERE {_IS_HELD};
-    {_NOTE_NOT_HELD}
-"""
-
-# A finished row keeps its claim, and so does one that waits to be retried: so an outcome that was recorded
-# although its commit seemed to fail is told from one that came too late. No such row is held, by its status.
-SUCCEED = f"""
-    UPDATE tasks SET status = 'success', finished_at = NEW.now, result = NEW.result, error = NULL, traceback = NULL
-        WHERE {_IS_HELD};
-    {_NOTE_NOT_HELD}
-"""
-
-FAIL = f"""
-    UPDATE tasks SET status = NEW.status, finished_at = NEW.now, error = NEW.error, traceback = NEW.traceback
-        WHERE {_IS_HELD};
-    {_NOTE_NOT_HELD}
-"""
-
-# The run has ended without harm to its worker. So one more is permitted, and the number of deaths that the
-# task may still suffer, max_attempts - attempt, is what it was.
-RETRY_LATER = f"""
-    UPDATE tasks SET status = 'pending', available_at = NEW.available_at, max_attempts = max_attempts + 1,
-        failures = failures + NEW.counts, snoozes = snoozes + 1 - NEW.counts,
-        error = NEW.error, traceback = NEW.traceback
-        WHERE {_IS_HELD};
-    {_NOTE_NOT_HELD}
-"""
-
-# Before the record of the outcome, which ends the claim: recorded again, the outcome stores nothing. An id
-# that is taken must not keep the outcomes of other tasks from being recorded.
-STORE_THEN = f"""
-    INSERT INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
-    SELECT NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now
-        WHERE EXISTS (SELECT 1 FROM tasks WHERE {_IS_HELD})
-        ON CONFLICT (task_id) DO NOTHING;
-"""
-
-RELEASE = f"""
-    UPDATE tasks SET status = 'pending', claim = NULL, attempt = attempt - 1,
-        available_at = min(enqueued_at, NEW.now), started_at = CASE attempt WHEN 1 THEN NULL ELSE started_at END
-        WHERE {_IS_HELD};
-    {_NOTE_NOT_HELD}
-"""
-
-PRUNE = f"""
-    DELETE FROM tasks WHERE id IN (SELECT id FROM {OLD_ROWS} AND finished_at < NEW.finished_before LIMIT NEW.max_rows);
-    INSERT INTO note SELECT 'pruned', changes(), NEW.call WHERE NEW.call IS NOT NULL;
-"""
-
-RETRY = f"""
-    UPDATE tasks SET status = 'pending', attempt = 0, max_attempts = max(1, max_attempts - failures - snoozes),
-        failures = 0, snoozes = 0, available_at = NEW.now, started_at = NULL, finished_at = NULL, claim = NULL,
-        result = NULL, error = NULL, traceback = NULL
-        WHERE task_id = NEW.task_id AND {CAN_RETRY.format(now="NEW.now")};
-    {_NOTE_UNCHANGED}
-"""
-
-CANCEL = f"""
-    UPDATE tasks SET status = 'cancelled', finished_at = NEW.now, claim = NULL, error = NULL, traceback = NULL
-        WHERE task_id = NEW.task_id AND {CAN_CANCEL.format(now="NEW.now")};
-    {_NOTE_UNCHANGED}
-"""
-
-_SQL: dict[type[Change], str] = {
-    Succeed: SUCCEED,
-    Fail: FAIL,
-    StoreTask: STORE_TASK,
-    Renew: RENEW,
-    Reserve: RESERVE,
-    RetryLater: RETRY_LATER,
-    StoreThen: STORE_THEN,
-    Release: RELEASE,
-    Prune: PRUNE,
-    Retry: RETRY,
-    Cancel: CANCEL,
-}
-_SELDOM: frozenset[type[Change]] = frozenset({RetryLater, StoreThen, Release, Retry, Cancel})
-"""Each trigger of the view is called for each row, if only to check its condition: these are made when
-one of these changes is made for the first time."""
+_SQL: dict[type[Change], str] = {**operations.OFTEN, **operations.SELDOM}
+_SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 
