@@ -9,6 +9,7 @@ from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
 from sitq._enqueuer import Context, Enqueuer, Eta, TaskOptions, check_options
+from sitq._lanes import LaneOperations
 from sitq._operations import Operations
 from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
@@ -32,7 +33,7 @@ type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
 
-class TaskQueue(Operations):
+class TaskQueue(LaneOperations, Operations):
     """Stores tasks and gives their results, in async code.
 
     Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.

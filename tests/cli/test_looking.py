@@ -26,6 +26,8 @@ LIST_KEYS = [
     "started_at",
     "finished_at",
     "error",
+    "queue",
+    "priority",
 ]
 SHOW_KEYS = [*LIST_KEYS, "traceback", "format", "payload_bytes", "result_bytes"]
 COUNT_KEYS = [

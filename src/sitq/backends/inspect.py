@@ -5,7 +5,7 @@ and ``cancel`` of a queue and all of the command line stand on it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
@@ -32,6 +32,8 @@ class TaskInfo:
         finished_at: When it was finished or cancelled; ``None`` if it is neither.
         error: ``"ExceptionType: message"`` of a task that failed, of a run that was cancelled, or of the
             latest run that raised if the task was retried after it; else ``None``.
+        queue: The name of its queue; empty for the default one.
+        priority: From -100 to 100; higher is sooner.
     """
 
     task_id: str
@@ -45,6 +47,8 @@ class TaskInfo:
     started_at: datetime | None
     finished_at: datetime | None
     error: str | None
+    queue: str = field(default="", kw_only=True)
+    priority: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,7 @@ class Inspectable(Protocol):
         error: str | None = None,
         since: float | None = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
 
@@ -227,6 +232,7 @@ class Inspectable(Protocol):
             since: Only tasks that were finished, or else stored, within so many seconds.
             before: The id of the last task of one page, to list the next one: the tasks that come
                 after it. What is stored or finished meanwhile does not shift them.
+            queue: Only tasks of this queue; an empty name means the default one.
 
         Raises:
             ValueError: ``before`` is not in this list: it is unknown, or was deleted or retried.

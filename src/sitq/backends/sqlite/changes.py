@@ -22,6 +22,8 @@ counts            whether a run that is retried counts as one of the task's fail
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+queue             the name of the task's queue, ``''`` for the default one; ``None`` in the default lane
+priority          the task's priority; ``None`` in the default lane
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -30,6 +32,8 @@ batch, and no field.
 """
 
 from typing import Literal, NamedTuple
+
+from sitq.backends.sqlite.lanes import LaneChange
 
 
 class StoreTask(NamedTuple):
@@ -100,6 +104,8 @@ class StoreThen(NamedTuple):
     payload: bytes
     max_attempts: int
     available_at: int
+    queue: str | None = None
+    priority: int | None = None
 
 
 class Release(NamedTuple):
@@ -131,4 +137,17 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel
+type Change = (
+    StoreTask
+    | Reserve
+    | Renew
+    | Succeed
+    | Fail
+    | RetryLater
+    | StoreThen
+    | Release
+    | Prune
+    | Retry
+    | Cancel
+    | LaneChange
+)

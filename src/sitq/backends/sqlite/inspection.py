@@ -39,7 +39,7 @@ _OLDEST = 7  # which of them is a time
 # A run that was retried by a policy has raised max_attempts by one: what is shown is what was asked for.
 _INFO = """task_id, name, status, attempt, max_attempts - failures - snoozes, error, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
-    started_at, finished_at"""
+    started_at, finished_at, ifnull(queue, ''), ifnull(priority, 0)"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"
 # By the index of the ids. Nothing that can stand in an id sorts behind the last character.
 _IDS = "SELECT task_id FROM tasks WHERE task_id >= ?1 AND task_id < ?1 || char(1114111) ORDER BY task_id LIMIT ?2"
@@ -122,6 +122,7 @@ class Inspection:
         error: str | None = None,
         since: float | None = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first; see :class:`~sitq.backends.inspect.Inspectable`.
 
@@ -129,7 +130,7 @@ class Inspection:
             ValueError: ``before`` is not in this list.
             BackendCorruptError: A row holds what sitq did not write.
         """
-        rows = await walk(self._connected(), Query(status, name, error, since, before), _INFO, limit)
+        rows = await walk(self._connected(), Query(status, name, error, since, before, queue), _INFO, limit)
         return [TaskInfo(**_info(row)) for row in rows]
 
 
@@ -163,7 +164,7 @@ def _ids(connection: sqlite3.Connection, prefix: str, limit: int) -> Sequence[st
 
 
 def _info(row: Row) -> dict[str, Any]:
-    task_id, name, status, attempt, max_attempts, error, *micros = row
+    task_id, name, status, attempt, max_attempts, error, *micros, queue, priority = row
     try:
         times = [None if time is None else from_micros(time) for time in micros]
         if status not in STATUSES or times[0] is None:
@@ -181,5 +182,7 @@ def _info(row: Row) -> dict[str, Any]:
         "attempt": attempt,
         "max_attempts": max_attempts,
         "error": error,
+        "queue": queue,
+        "priority": priority,
         **dict(zip(names, times, strict=True)),
     }

@@ -13,6 +13,7 @@ pytest.register_assert_rewrite(
             "enduring",
             "holding",
             "inspecting",
+            "lanes",
             "mending",
             "reserving",
             "storing",
