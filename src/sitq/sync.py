@@ -7,10 +7,13 @@ from sitq._checks import refuse_running_loop
 from sitq._enqueuer import Context, Enqueuer, Eta
 from sitq._operations import SyncOperations
 from sitq._portal import Portal
+from sitq._results import SyncCompleted, SyncResults
 from sitq.backends.base import Backend
-from sitq.models import Result, TaskId
+from sitq.models import TaskId
 from sitq.queue import AnyCallable, AsyncCallable, TaskQueue
 from sitq.serializers.base import Serializer
+
+__all__ = ["SyncCompleted", "SyncEnqueuer", "SyncTaskQueue"]
 
 
 class SyncEnqueuer:
@@ -53,7 +56,7 @@ class SyncEnqueuer:
         return self._portal.call(lambda: self._enqueuer.enqueue_many(calls))
 
 
-class SyncTaskQueue(SyncOperations):
+class SyncTaskQueue(SyncResults, SyncOperations):
     """A :class:`TaskQueue` for scripts and other code without an event loop.
 
     It owns one private event loop in one background thread, which the first call starts, and may
@@ -157,15 +160,3 @@ class SyncTaskQueue(SyncOperations):
             ValueError: As :meth:`TaskQueue.options`.
         """
         return SyncEnqueuer(self._portal, self._queue.options(eta=eta, context=context, max_attempts=max_attempts))
-
-    @overload
-    def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
-    @overload
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """Waits for a task and returns its result; see :meth:`TaskQueue.get_result`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        return self._portal.call(lambda: self._queue.get_result(task_id, timeout))
