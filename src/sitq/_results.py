@@ -173,8 +173,9 @@ class Completed[T]:
         if self._ready and time.monotonic() > self._turn:
             await asyncio.sleep(0)
             self._turn = time.monotonic() + TURN_SECONDS
-        if (result := await self._next()) is None:
-            raise StopAsyncIteration
+        while (result := self._take()) is None:
+            if not await self._fill():
+                raise StopAsyncIteration
         return self._queue._loaded(result)
 
     async def aclose(self) -> None:
@@ -182,28 +183,32 @@ class Completed[T]:
         self._ready.clear()
         self._wait.give_up()
 
-    async def _next(self) -> Result[bytes] | None:
-        """Returns the next result, its value not loaded yet; ``None`` at the end.
+    def _take(self) -> Result[bytes] | None:
+        """Returns a result that is there already, its value not loaded yet; may be called in any thread."""
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
+
+    async def _fill(self) -> bool:
+        """Waits until there is something to take; returns whether there will ever be.
 
         Raises:
             TimeoutError: The time is over.
             BackendError: The backend could not be asked.
         """
-        if self._ready:
-            return self._ready.popleft()
-        async with self._lock:  # one asks, and several may wait for what is found
+        async with self._lock:  # one looks, and several may wait for what is found
+            if self._ready:
+                return True
             if not self._is_connected:
                 if not self._queue._connected:
                     await self._queue._connect()
                 self._is_connected = True
-            while not self._ready:
-                if (results := await self._wait.ended()) is None:
-                    raise TimeoutError(f"{self._wait.left} of the tasks were not finished in time")
-                if not results:
-                    return None
-                self._ready.extend(results)
-                self._turn = time.monotonic() + TURN_SECONDS
-            return self._ready.popleft()
+            if (results := await self._wait.ended()) is None:
+                raise TimeoutError(f"{self._wait.left} of the tasks were not finished in time")
+            self._ready.extend(results)
+            self._turn = time.monotonic() + TURN_SECONDS
+            return bool(results)
 
 
 class SyncResults:
@@ -265,10 +270,13 @@ class SyncCompleted[T]:
         return self
 
     def __next__(self) -> Result[T]:
-        try:
-            return self._portal.call(self._completed.__anext__)
-        except StopAsyncIteration:
-            raise StopIteration from None
+        refuse_running_loop()
+        completed = self._completed
+        # What is there already is taken without the loop, which would make each result eight times as dear.
+        while (result := completed._take()) is None:
+            if not self._portal.call(completed._fill):
+                raise StopIteration
+        return completed._queue._loaded(result)
 
     def close(self) -> None:
         """Waits for nothing any more: the iterator is at its end."""
