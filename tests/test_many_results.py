@@ -493,6 +493,7 @@ async def test_a_task_that_is_deleted_while_it_is_waited_for_is_left_out(
             assert [result.task_id for result in await coming] == [ids[0]]
 
 
+@pytest.mark.usefixtures("never_polls")
 async def test_large_values_are_read_a_few_at_a_time(counted: Counted) -> None:
     """The backend stops when it has found enough, and the rest is asked for again."""
     size = MAX_PIECE_BYTES // 3
@@ -500,7 +501,8 @@ async def test_large_values_are_read_a_few_at_a_time(counted: Counted) -> None:
         ids = await queue.enqueue_many(partial(give, n) for n in range(20))
         held = (await counted.reserve(20, lease=60, alone=False)).tasks
         await counted.mark_success([Outcome(task, pickle.dumps(bytes([n]) * size)) for n, task in enumerate(held)])
-        results = await queue.get_results(ids)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            results = await queue.get_results(ids)
         assert values(results) == [bytes([n]) * size for n in range(20)]
     assert [len(answer.results) for answer in counted.answers] == [3, 3, 3, 3, 3, 3, 2]
 
