@@ -19,6 +19,7 @@ LAYERS = (
     {
         "sitq.serializers",
         "sitq.backends.base",
+        "sitq.backends.cancelling",
         "sitq.backends.endings",
         "sitq.backends.inspect",
         "sitq.backends.leaving",
