@@ -104,7 +104,7 @@ class Counts:
         in_progress: Tasks that were reserved and have no outcome yet.
         success: Tasks that returned a value.
         failed: Tasks that raised, or whose attempts are spent.
-        cancelled: Tasks that were cancelled while they waited.
+        cancelled: Tasks that were cancelled, while they waited or while they ran.
         scheduled: How many of ``pending`` are not due yet.
         abandoned: How many of ``in_progress`` have a lease that has ended, and were not taken over.
         oldest_waiting: For how many seconds the oldest due task of ``pending`` has been due;

@@ -1,6 +1,7 @@
 """Recording how tasks ended, until the backend takes it."""
 
 import asyncio
+import functools
 import os
 import socket
 import time
@@ -119,7 +120,12 @@ class Recorder:
 
 def _located(outcome: Outcome) -> Outcome:
     """Says of a failure that it was in this process, unless an executor knows better."""
-    return outcome if outcome.ran_on else outcome._replace(ran_on=f"{socket.gethostname()}, pid {os.getpid()}")
+    return outcome if outcome.ran_on else outcome._replace(ran_on=_here(os.getpid()))
+
+
+@functools.cache
+def _here(pid: int) -> str:
+    return f"{socket.gethostname()}, pid {pid}"
 
 
 async def give_back(backend: Backend, tasks: list[ReservedTask]) -> None:

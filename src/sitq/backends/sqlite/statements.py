@@ -44,7 +44,9 @@ MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
 _OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS
-_SQL: dict[type[Change], str] = operations.OFTEN | operations.SELDOM | _OF_ABILITIES
+# Outcomes first: see _Layout.
+_SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
+_SQL |= operations.SELDOM | asking.OPERATIONS
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
