@@ -9,6 +9,9 @@ MAX_SECONDS = 100 * 365.25 * 24 * 3600.0
 MAX_COUNT = 2**31 - 1
 """The largest count unless told otherwise: what any store takes as an integer."""
 
+MAX_QUEUE_CHARACTERS = 100
+MAX_PRIORITY = 100
+
 
 def check_seconds(name: str, value: float) -> float:
     """Returns a duration in seconds, as a float.
@@ -50,6 +53,36 @@ def check_positive_seconds(name: str, value: float) -> float:
     if check_seconds(name, value) == 0:
         raise ValueError(f"{name} must be more than 0 seconds")
     return float(value)
+
+
+def check_queue(name: str) -> str:
+    """Returns the name of a queue.
+
+    Raises:
+        TypeError: It is not a ``str``.
+        ValueError: It is empty, longer than 100 characters, or holds what cannot be printed.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"queue must be the name of a queue, a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError("queue must not be empty: leave it out for the default queue")
+    if len(name) > MAX_QUEUE_CHARACTERS or not name.isprintable():
+        raise ValueError(f"queue must be up to {MAX_QUEUE_CHARACTERS} printable characters; got {name!r:.200}")
+    return name
+
+
+def check_priority(priority: int) -> int:
+    """Returns a priority.
+
+    Raises:
+        TypeError: It is not an ``int``.
+        ValueError: It is not from -100 to 100.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority must be an int, not {type(priority).__name__}")
+    if abs(priority) > MAX_PRIORITY:
+        raise ValueError(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, higher is sooner; got {priority}")
+    return priority
 
 
 def refuse_running_loop() -> None:

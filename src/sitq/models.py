@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, Self, get_args
 
 from sitq.errors import WAITING, TaskCancelledError, TaskFailedError, WorkerDiedError
 
+MAX_ATTEMPTS = 5
+"""How often a task may be started unless somebody says otherwise."""
+
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
 STATUSES: tuple[Status, ...] = get_args(Status.__value__)
@@ -142,7 +145,7 @@ class NewTask(NamedTuple):
     name: str = ""
     format: str = ""
     eta: datetime | None = None
-    max_attempts: int = 5
+    max_attempts: int = MAX_ATTEMPTS
     delay: float | None = None
     extras: Extras | None = None
 
