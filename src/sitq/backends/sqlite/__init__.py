@@ -15,6 +15,7 @@ from sitq.backends.endings import Ending
 from sitq.backends.many import Ended
 from sitq.backends.sqlite import many, queries
 from sitq.backends.sqlite.batch import Durability
+from sitq.backends.sqlite.cancelling import Cancellation
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import (
@@ -46,7 +47,7 @@ MAX_STORABLE_BYTES = 500_000_000
 _NO_EXTRAS = Extras()
 
 
-class SQLiteBackend(Inspection):
+class SQLiteBackend(Inspection, Cancellation):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.
@@ -190,8 +191,11 @@ class SQLiteBackend(Inspection):
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
-        return to_reservation(await self._connected().call(job))
+        while True:
+            job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
+            found = await self._connected().call(job)
+            if found.rows or found.reservation.buried or not found.ended:
+                return to_reservation(found)
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""

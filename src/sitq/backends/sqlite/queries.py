@@ -49,11 +49,13 @@ class Found(NamedTuple):
         now: When it was made, in microseconds.
         rows: Its tasks as SQLite gives them.
         reservation: The rest, as the contract has it.
+        ended: Tasks that were asked to end, and were ended in place of being given out.
     """
 
     now: int
     rows: list[Row]
     reservation: Reservation
+    ended: Sequence[str] = ()
 
 
 def _heads(connection: sqlite3.Connection) -> list[float]:
@@ -91,7 +93,7 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next batch."""
-    now, rows, reservation = found
+    now, rows, reservation, _ = found
     rows.sort()  # by the end of the lease, which keeps the order
     started_at = from_micros(now)
     return replace(reservation, tasks=[_reserved(row, started_at) for row in rows])
