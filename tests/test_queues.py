@@ -162,20 +162,20 @@ async def test_a_name_that_is_none_is_refused(backend: SQLiteBackend, name: str)
     """Before anything is stored: a text that is too long, or holds what cannot be printed."""
     async with TaskQueue(backend) as queue:
         for refuse in (lambda: queue.pause(name), lambda: queue.resume(name), lambda: queue.list(queue=name)):
-            with pytest.raises(ValueError, match="name of a queue"):
+            with pytest.raises(ValueError, match="printable characters"):
                 await refuse()
-    with pytest.raises(ValueError, match="name of a queue"):
+    with pytest.raises(ValueError, match="printable characters"):
         Worker(backend, queues=[name])
-    with pytest.raises(ValueError, match="name of a queue"):
+    with pytest.raises(ValueError, match="printable characters"):
         check_queue(name)
 
 
 async def test_names_of_queues_are_texts(backend: SQLiteBackend) -> None:
     """Anything else is a TypeError that says so."""
     for wrong in (None, 1, b"mail", ["mail"]):
-        with pytest.raises(TypeError, match="must be a str"):
+        with pytest.raises(TypeError, match="a str"):
             await TaskQueue(backend).pause(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="must be a str"):
+        with pytest.raises(TypeError, match="a str"):
             check_queue(wrong)  # type: ignore[arg-type]
     assert check_queue("x" * 100) == "x" * 100
     assert check_queue("Grüße, 世界 1") == "Grüße, 世界 1"
@@ -192,8 +192,8 @@ async def test_names_of_queues_are_texts(backend: SQLiteBackend) -> None:
         ((), ValueError, "leave it out"),
         (["a", "a"], ValueError, "twice"),
         (["default", ""], ValueError, "twice"),
-        ([1], TypeError, "must be a str"),
-        ([None], TypeError, "must be a str"),
+        ([1], TypeError, "a str"),
+        ([None], TypeError, "a str"),
         (1, TypeError, "iterable"),
     ],
 )

@@ -64,17 +64,15 @@ def check_queue(name: str) -> str:
     """Returns the name of a queue as a store keeps it: empty for ``"default"``.
 
     Raises:
-        TypeError: ``name`` is not a ``str``.
-        ValueError: ``name`` is empty, longer than 100 characters, or holds a character that cannot be printed.
+        TypeError: It is not a ``str``.
+        ValueError: It is empty, longer than 100 characters, or holds what cannot be printed.
     """
     if not isinstance(name, str):
-        raise TypeError(f"the name of a queue must be a str, not {type(name).__name__}")
+        raise TypeError(f"queue must be the name of a queue, a str, not {type(name).__name__}")
     if not name:
-        raise ValueError(f"the name of a queue must not be empty: the default queue is named {DEFAULT_QUEUE!r}")
-    if len(name) > MAX_QUEUE_CHARACTERS:
-        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_CHARACTERS} characters; {name[:20]!r}… is longer")
-    if not name.isprintable():
-        raise ValueError(f"the name of a queue must not hold control characters; got {name!r}")
+        raise ValueError("queue must not be empty: leave it out for the default queue, or name that 'default'")
+    if len(name) > MAX_QUEUE_CHARACTERS or not name.isprintable():
+        raise ValueError(f"queue must be up to {MAX_QUEUE_CHARACTERS} printable characters; got {name!r:.200}")
     return "" if name == DEFAULT_QUEUE else name
 
 
@@ -106,16 +104,16 @@ def check_queues(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_priority(priority: int) -> int:
-    """Returns a priority from -100 to 100.
+    """Returns a priority.
 
     Raises:
-        TypeError: ``priority`` is not an ``int``.
-        ValueError: ``priority`` is out of that range.
+        TypeError: It is not an ``int``.
+        ValueError: It is not from -100 to 100.
     """
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise TypeError(f"priority must be an int, not {type(priority).__name__}")
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise ValueError(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}; got {priority}")
+    if abs(priority) > MAX_PRIORITY:
+        raise ValueError(f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, higher is sooner; got {priority}")
     return priority
 
 

@@ -93,7 +93,7 @@ def test_a_name_that_is_none_is_a_usage_error(laned: Path, command: str, name: s
     before = rows(laned)
     ended = run(command, laned, *(["--queue"] if command in ("list", "worker") else []), name)
     assert (ended.status, ended.output) == (2, "")
-    assert "the name of a queue" in " ".join(ended.errors.split())
+    assert "queue must " in " ".join(ended.errors.split())
     assert rows(laned) == before
 
 

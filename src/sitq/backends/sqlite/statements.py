@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import operations
+from sitq.backends.sqlite import asking, failures, operations
 from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
 from sitq.backends.sqlite.lane_operations import LANE_OPERATIONS
 from sitq.backends.sqlite.lanes import StoreInLane
@@ -46,9 +46,12 @@ Twenty columns in each at most: 16,200 variables. Stock SQLite allows 32,766 sin
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_SQL: dict[type[Change], str] = {**operations.OFTEN, **operations.SELDOM, **LANE_OPERATIONS}
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS
+# Outcomes first: see _Layout.
+_SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
+_SQL |= operations.SELDOM | asking.OPERATIONS | LANE_OPERATIONS
+_SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 _WITH_PAYLOAD = (StoreTask, StoreThen, StoreInLane)
-_SELDOM: frozenset[type[Change]] = frozenset(_SQL.keys() - operations.OFTEN.keys())
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 
