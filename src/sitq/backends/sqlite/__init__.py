@@ -12,7 +12,8 @@ from typing import get_args
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
-from sitq.backends.sqlite import queries
+from sitq.backends.many import Ended
+from sitq.backends.sqlite import many, queries
 from sitq.backends.sqlite.batch import Durability
 from sitq.backends.sqlite.cancelling import Cancellation
 from sitq.backends.sqlite.connection import Connection
@@ -235,6 +236,20 @@ class SQLiteBackend(Inspection, Cancellation):
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` when there may be something new to find; see :class:`~sitq.Backend`."""
         return self._watchers.watching(on_change, task_id)
+
+    async def get_results(self, task_ids: Sequence[str]) -> Ended:
+        """Returns which of some tasks have ended; see :class:`~sitq.backends.many.ManyResults`.
+
+        Raises:
+            BackendCorruptError: The row of one of them is malformed.
+        """
+        return await self._connected().call(ReadJob(lambda sqlite, _: many.get_results(sqlite, task_ids)))
+
+    def watch_results(
+        self, on_change: Callable[[str], object], task_ids: Collection[str]
+    ) -> AbstractContextManager[None]:
+        """Calls ``on_change`` when one of some tasks may have ended; see :class:`~sitq.backends.many.ManyResults`."""
+        return self._watchers.watching_many(on_change, task_ids)
 
     def _connected(self) -> Connection:
         if self._connection is None:

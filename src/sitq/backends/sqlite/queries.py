@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sitq.backends.sqlite.conditions import (
     DUE_ROWS,
@@ -160,9 +160,19 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
         found = fetch_all(connection, _GET, (task_id,))
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return None
-    if not found:
-        return None
-    key, status, value, error, traceback, attempt, *times = found[0]
+    return to_result(found[0]) if found else None
+
+
+def to_result(row: Sequence[Any]) -> Result[bytes]:
+    """Returns a row of the table as a result.
+
+    Args:
+        row: ``task_id``, ``status``, ``result``, ``error``, ``traceback``, ``attempt`` and the three times.
+
+    Raises:
+        BackendCorruptError: It is malformed.
+    """
+    key, status, value, error, traceback, attempt, *times = row
     try:
         enqueued, started, finished = (None if time is None else from_micros(time) for time in times)
         if enqueued is None or status not in STATUSES or (status in FINISHED) != (finished is not None):
