@@ -30,6 +30,7 @@ BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlit
 BESIDE += ("backends/sqlite/abilities", "backends/sqlite/many")  # and what each ability adds
 BESIDE += ("backends/sqlite/asking", "backends/sqlite/cancelling", "backends/sqlite/failures")
 BESIDE += tuple(f"backends/sqlite/{name}" for name in ("lanes", "lane_operations", "choosing", "pausing"))
+BESIDE += ("worker/standard",)  # what a task may pass that has failed
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
 MAX_STATEMENTS = 3_100  # openspec/decisions.md says why it is not 2,200
