@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sitq import BackendError, SQLiteBackend
+from sitq import SQLiteBackend
 from sitq.backends.sqlite import schema
 from sitq.backends.sqlite.reading import Reader
 from sitq.errors import BackendReadOnlyError, BackendVersionError
