@@ -5,10 +5,10 @@
     SitqError
     ├── SerializationError            a call or a value cannot be turned into bytes, or back
     ├── TaskFailedError               raised by Result.unwrap() for a task that failed
-    │   ├── TaskCancelledError        the task was cancelled while it waited to be run
+    │   ├── TaskCancelledError        the task was cancelled, or was not started in time
     │   └── WorkerDiedError           its workers died on every attempt
     ├── TaskTimeoutError              a run took longer than its timeout
-    ├── DuplicateTaskError            enqueue: another task stands for this one's unique key
+    ├── DuplicateTaskError            another task stands for the unique key of one that was enqueued
     ├── Retry, GiveUp                 raised by a task: try again later, or never
     └── BackendError                  the store did not do what was asked
         ├── BackendUnavailableError   busy, full or away: try again later

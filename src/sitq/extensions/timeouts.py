@@ -110,7 +110,7 @@ class _Limited:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the function; in its thread, so the time that it waited for one does not count."""
         run, seconds = self._run, self._seconds
         run.deadline = time.monotonic() + seconds
