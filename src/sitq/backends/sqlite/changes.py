@@ -19,9 +19,12 @@ result            the serialized return value
 error             ``"ExceptionType: message"``
 traceback         the formatted traceback
 counts            whether a run that is retried counts as one of the task's failures
+ran_on            where the run was, for people
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+queue             the name of the task's queue, ``''`` for the default one; ``None`` in the default lane
+priority          the task's priority; ``None`` in the default lane
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -30,6 +33,8 @@ batch, and no field.
 """
 
 from typing import Literal, NamedTuple
+
+from sitq.backends.sqlite.lanes import LaneChange
 
 
 class StoreTask(NamedTuple):
@@ -89,6 +94,29 @@ class RetryLater(NamedTuple):
     counts: bool
 
 
+class KeepAndFail(NamedTuple):
+    """As :class:`Fail`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    status: Literal["failed"]
+    error: str | None
+    traceback: str | None
+    ran_on: str
+
+
+class KeepAndRetry(NamedTuple):
+    """As :class:`RetryLater`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+    error: str | None
+    traceback: str | None
+    counts: bool
+    ran_on: str
+
+
 class StoreThen(NamedTuple):
     """Stores a task if another one, of which ``id`` and ``claim`` are, is held."""
 
@@ -100,6 +128,8 @@ class StoreThen(NamedTuple):
     payload: bytes
     max_attempts: int
     available_at: int
+    queue: str | None = None
+    priority: int | None = None
 
 
 class Release(NamedTuple):
@@ -131,4 +161,42 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel
+class Ask(NamedTuple):
+    """Asks a task in progress to end; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Cut(NamedTuple):
+    """Finishes a task in progress, whose run goes on for nobody; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Unask(NamedTuple):
+    """Forgets that an abandoned task was asked to end; by hand."""
+
+    task_id: str
+
+
+type Change = (
+    StoreTask
+    | Reserve
+    | Renew
+    | Succeed
+    | Fail
+    | RetryLater
+    | KeepAndFail
+    | KeepAndRetry
+    | StoreThen
+    | Release
+    | Prune
+    | Retry
+    | Cancel
+    | Ask
+    | Cut
+    | Unask
+    | LaneChange
+)
