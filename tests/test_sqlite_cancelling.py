@@ -1,6 +1,7 @@
 """Ending tasks that run, from a queue and as it stands in the file."""
 
 import asyncio
+import random
 import sqlite3
 from pathlib import Path
 
@@ -286,3 +287,63 @@ async def test_what_was_ended_by_hand_survives_a_power_cut(queue: TaskQueue, bac
         assert backend._connected()._file.open()._synchronous == "NORMAL"
         await call([task_id])
         assert backend._connected()._file.open()._synchronous == "FULL"
+
+
+STEPS = ("reserve", "reserve", "ask", "ask", "cut", "end", "end", "retry", "time", "renew")
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_nobody_gets_a_task_that_was_asked_to_end(seed: int, path: Path) -> None:
+    """Whatever happens in whatever order, by two processes, with deaths and a clock that is set back: it has ended."""
+    chance, clock = random.Random(seed), Clock()
+    asked: set[str] = set()
+    held: list[ReservedTask] = []
+    async with (
+        connected(SQLiteBackend(path, clock=clock, retention=None)) as one,
+        connected(SQLiteBackend(path, clock=clock, retention=None)) as other,
+    ):
+        ids = [f"task-{n}" for n in range(12)]
+        await one.enqueue([new_task(task_id, max_attempts=chance.choice((1, 2, 5))) for task_id in ids])
+        for _ in range(150):
+            backend = chance.choice((one, other))
+            some = chance.sample(ids, 3)
+            mine = [held.pop(chance.randrange(len(held)))] if held else []
+            match chance.choice(STEPS):
+                case "reserve":
+                    found = await backend.reserve(chance.randint(1, 4), lease=30, alone=chance.random() < 0.5)
+                    assert not asked & ({task.task_id for task in found.tasks} | set(found.buried))
+                    held += [*found.tasks, *mine]
+                case "ask":
+                    asked |= set(await backend.ask(some))
+                    held += mine
+                case "cut":
+                    await backend.cut(some[:1])
+                case "renew":
+                    await backend.renew(mine, lease=30)
+                    held += mine
+                case "end" if chance.random() < 0.3:
+                    await backend.release(mine)
+                case "end" if chance.random() < 0.3:
+                    await backend.mark_success([Outcome(task, b"") for task in mine])
+                case "end":
+                    retry_in = chance.choice((None, 0, 20))
+                    outcomes = [Outcome(task, error="E: no", retry_in=retry_in) for task in mine]
+                    late = await backend.mark_failure(outcomes)
+                    assert await backend.mark_failure(outcomes) == late
+                case "retry":
+                    pending = set(await backend.retry(some))
+                    assert {row["status"] for row in rows(path) if row["task_id"] in pending} <= {"pending"}
+                    asked -= pending
+                case "time":
+                    clock.now += chance.choice((1, 31, 100, -50))
+            running = rows(path, "SELECT * FROM tasks WHERE status = 'in_progress'")
+            marked = {(row["id"], row["claim"]) for row in running if row.get("cancelling") is not None}
+            assert set(await backend.asked()) == marked
+        for _ in range(20):
+            clock.now += 200
+            found = await one.reserve(9, lease=30, alone=True)
+            assert not asked & {task.task_id for task in found.tasks}
+            await one.mark_success([Outcome(task, b"") for task in found.tasks])
+    ended = {row["task_id"]: row["status"] for row in rows(path)}
+    assert set(ended) == set(ids)
+    assert set(ended.values()) <= {"success", "failed", "cancelled"}
