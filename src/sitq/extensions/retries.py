@@ -120,7 +120,7 @@ class PerException:
     policies: tuple[tuple[type[Exception], RetryPolicy], ...]
     otherwise: RetryPolicy | None
 
-    def __call__(self, failed: Failed) -> float | None:
+    def __call__(self, failed: Failed) -> float | timedelta | None:
         """Returns what the policy for this exception returns; ``None`` if there is none."""
         policy = self.policy_for(failed.error)
         return None if policy is None else policy(failed)
