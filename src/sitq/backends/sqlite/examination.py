@@ -71,9 +71,16 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
         ("free pages", free_pages),
     ):
         findings.append(_examined(name, examination, connection))
-    if LANES.name in abilities(connection):
+    if _has_lanes(connection):
         findings.append(_examined("queues", lambda connection: contents.queues(connection, now), connection))
     return findings
+
+
+def _has_lanes(connection: sqlite3.Connection) -> bool:
+    try:
+        return LANES.name in abilities(connection)
+    except sqlite3.DatabaseError:  # which `integrity` has said
+        return False
 
 
 def _examined(name: str, examination: Examination, connection: sqlite3.Connection) -> Finding:
