@@ -172,8 +172,8 @@ def _(mo):
     mo.md("""
     ## Say how a task is run
 
-    `@task` declares what is to happen when a task raises, and how long a run may take. This one raises at first, then takes
-    too long, and then works. Between two runs it waits in the table, with the error of the latest one.
+    `@task` declares what is to happen when a task raises, and how long a run may take. This one raises at first, then
+    takes too long, and then works. Between two runs it waits in the table, with the error of the latest one.
     """)
     return
 
@@ -215,8 +215,8 @@ def _(mo):
     mo.md("""
     ## Which first, and only one
 
-    A priority is a head start. With one slot, the urgent task is run before those that were stored earlier. The three calls
-    with one unique key are one task.
+    A priority is a head start. With one slot, the urgent task is run before those that were stored earlier. The three
+    calls with one unique key are one task.
     """)
     return
 
