@@ -27,7 +27,7 @@ from sitq import (
     per_exception,
     task,
 )
-from sitq.backends.inspect import TaskInfo
+from sitq.backends.inspect import TaskDetails, TaskInfo
 from sitq.backends.lanes import Lane, Lanes
 from sitq.extensions.retries import Failed, RetryPolicy
 
@@ -393,8 +393,8 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
 
 async def look(queue: TaskQueue, sync: SyncTaskQueue) -> None:
     """One task's state, and a list that is narrowed."""
-    assert_type(await queue.get("id"), TaskInfo | None)
-    assert_type(sync.get("id"), TaskInfo | None)
+    assert_type(await queue.get("id"), TaskDetails | None)
+    assert_type(sync.get("id"), TaskDetails | None)
     assert_type(await queue.list("failed", name="a", error="b", since=1.5, before="id"), Sequence[TaskInfo])
     assert_type(sync.retry(failed=True, since=timedelta(hours=1)), Sequence[str])
 
