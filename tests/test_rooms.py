@@ -22,6 +22,7 @@ LAYERS = (
         "sitq.backends.endings",
         "sitq.backends.inspect",
         "sitq.backends.leaving",
+        "sitq.backends.uniques",
     },
     {"sitq.executors", "sitq.extensions", "sitq.backends.sqlite", "sitq._enqueuer", "sitq._operations"},
     {"sitq.queue", "sitq.worker"},

@@ -197,8 +197,8 @@ class TaskQueue(Operations):
         task = self._new_task(make_call(func, args, kwargs, options.context), options)
         if not self._connected:
             await self._connect()
-        await self._backend.enqueue((task,))
-        return TaskId(task.task_id)
+        standing = await self._backend.enqueue((task,))
+        return TaskId(standing[0] if standing else task.task_id)
 
     async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], options: TaskOptions) -> list[TaskId[Any]]:
         tasks: list[NewTask] = []
@@ -213,7 +213,8 @@ class TaskQueue(Operations):
         if tasks:
             if not self._connected:
                 await self._connect()
-            await self._backend.enqueue(tasks)
+            if standing := await self._backend.enqueue(tasks):
+                return [TaskId(task_id) for task_id in standing]
         return ids
 
     def _new_task(self, call: Call, options: TaskOptions) -> NewTask:

@@ -26,6 +26,7 @@ from sitq.testing.ending_contract import EndingContract
 class Faulty:
     kind: type[SQLiteBackend]
     deadline = base.DEADLINE_SECONDS
+    knows_extras = frozenset({"unique"})
 
     @pytest.fixture(autouse=True)
     def wait(self, monkeypatch):
@@ -123,6 +124,8 @@ FOUND_BY = {
 
 
 class TestOnAFile(EndingContract):
+    knows_extras = frozenset({"unique"})
+
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
         """A backend on a fresh file."""
@@ -139,6 +142,8 @@ class TestOnAFile(EndingContract):
 
 
 class TestInMemory(EndingContract):
+    knows_extras = frozenset({"unique"})
+
     @pytest.fixture
     def backend(self) -> Backend:
         """A backend that keeps everything in itself."""
@@ -187,6 +192,8 @@ class LateBackend(SQLiteBackend):
 
 class TestLikeAServer(EndingContract):
     """The hooks that a store on a server overrides are used: its clock is waited for, and it settles late."""
+
+    knows_extras = frozenset({"unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:

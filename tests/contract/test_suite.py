@@ -22,6 +22,7 @@ class Faulty:
     """Makes a suite of a faulty backend."""
 
     deadline = base.DEADLINE_SECONDS
+    knows_extras = frozenset({"unique"})
 
     @pytest.fixture(autouse=True)
     def wait(self, monkeypatch):

@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
-from sitq.backends.sqlite import queries
+from sitq.backends.sqlite import queries, unique_jobs, uniques
 from sitq.backends.sqlite.batch import Durability
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
@@ -123,6 +125,11 @@ class SQLiteBackend(Inspection):
         """All that an outcome can say: see :class:`~sitq.backends.endings.Endings`."""
         return frozenset({"retry", "cancel", "then"})
 
+    @property
+    def has_uniques(self) -> bool:
+        """Whether one of several tasks with a key can be enough: see :class:`~sitq.backends.uniques.Uniques`."""
+        return True
+
     async def connect(self) -> None:
         """Opens the file, or counts one more user of it if it is open.
 
@@ -159,19 +166,29 @@ class SQLiteBackend(Inspection):
         if connection is not None:
             await asyncio.shield(asyncio.ensure_future(connection.close()))
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> None:
-        """Stores all of ``tasks`` or none, in one transaction.
+    async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[str] | None:
+        """Stores all of ``tasks`` or none, in one transaction; returns the ids of those that stand.
+
+        ``None`` means that each stands for itself; see :class:`~sitq.backends.uniques.Uniques`.
 
         If all of their ids are taken, by the same payloads, the call was carried out before and its answer
         was lost: then there is nothing more to do.
 
         Raises:
-            ValueError: A payload is larger than ``max_payload_bytes``.
+            ValueError: A payload is larger than ``max_payload_bytes``, or the ``period`` of a unique task
+                is longer than finished tasks are kept.
+            DuplicateTaskError: Another task stands for a unique one that is to raise then.
             BackendError: The file did not take them, or one of them asks for a queue or a priority.
         """
         self._check(tasks)
+        connection = self._connected()
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
-        await self._connected().call(EnqueueJob(tasks), on_queued=lambda: self._watchers.notify((DUE,)))
+        on_queued = partial(self._watchers.notify, (DUE,))
+        if any(map(uniques.is_unique, tasks)):
+            uniques.check_periods(tasks, self._reserve_state.pruning.kept)
+            return await unique_jobs.enqueue(connection, tasks, on_queued)
+        await connection.call(EnqueueJob(tasks), on_queued=on_queued)
+        return None
 
     def _check(self, tasks: Iterable[NewTask]) -> None:
         for task in tasks:
@@ -181,7 +198,7 @@ class SQLiteBackend(Inspection):
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
                 )
-            if task.extras is not None and task.extras != _NO_EXTRAS:
+            if task.extras is not None and replace(task.extras, unique=None) != _NO_EXTRAS:
                 raise BackendError(
                     f"{self._path}: this backend has no named queues and priorities yet, and {task.name} "
                     f"asks for {task.extras}; nothing was stored"

@@ -19,6 +19,13 @@ result            the serialized return value
 error             ``"ExceptionType: message"``
 traceback         the formatted traceback
 counts            whether a run that is retried counts as one of the task's failures
+queue             the queue's name; ``None`` for the default one at the default priority
+priority          the task's priority; ``None`` as ``queue``
+unique_key        the key of which one task is enough; ``None`` for a task that has none
+while_            what keeps another one out: ``"waiting"`` or ``"unfinished"``
+period            for how long the latest one keeps another one out, in microseconds; or ``None``
+otherwise         what becomes of one that is kept out: ``"keep"``, ``"replace"`` or ``"raise"``
+again             whether the task that is held is tried again after the outcome
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
@@ -102,6 +109,44 @@ class StoreThen(NamedTuple):
     available_at: int
 
 
+class StoreUnique(NamedTuple):
+    """Stores a task, unless another one stands for its key."""
+
+    task_id: str
+    name: str
+    format: str
+    payload: bytes
+    max_attempts: int
+    available_at: int
+    queue: str | None
+    priority: int | None
+    unique_key: str | None
+    while_: str | None
+    period: int | None
+    otherwise: str | None
+    call: int
+
+
+class StoreUniqueThen(NamedTuple):
+    """As :class:`StoreUnique`, if another task, of which ``id`` and ``claim`` are, is held."""
+
+    id: int | str
+    claim: int | str
+    again: bool
+    task_id: str
+    name: str
+    format: str
+    payload: bytes
+    max_attempts: int
+    available_at: int
+    queue: str | None
+    priority: int | None
+    unique_key: str | None
+    while_: str | None
+    period: int | None
+    otherwise: str | None
+
+
 class Release(NamedTuple):
     """Gives a task back, due at once and the attempt unspent."""
 
@@ -131,4 +176,18 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel
+type Change = (
+    StoreTask
+    | Reserve
+    | Renew
+    | Succeed
+    | Fail
+    | RetryLater
+    | StoreThen
+    | StoreUnique
+    | StoreUniqueThen
+    | Release
+    | Prune
+    | Retry
+    | Cancel
+)

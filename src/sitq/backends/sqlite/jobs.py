@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
-from sitq.backends.sqlite import queries
+from sitq.backends.sqlite import queries, uniques
 from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.changes import (
     Change,
@@ -19,6 +19,7 @@ from sitq.backends.sqlite.changes import (
     RetryLater,
     StoreTask,
     StoreThen,
+    StoreUniqueThen,
     Succeed,
 )
 from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
@@ -115,7 +116,8 @@ class ReadJob[T](Job[T]):
         return self._query(sqlite, now)
 
 
-def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
+def records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
+    """Gives tasks as they are stored at a time."""
     for task in tasks:
         due = min(now + micros(task.delay or 0), MAX_MOMENT) if task.eta is None else max(now, to_micros(task.eta))
         yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
@@ -133,7 +135,7 @@ class EnqueueJob(Job[None]):
 
     def changes(self, now: int) -> Iterator[StoreTask]:
         """Gives one for each task."""
-        return _records(self._tasks, now)
+        return records(self._tasks, now)
 
     def was_carried_out(self, sqlite: sqlite3.Connection) -> bool:
         """Whether all of the tasks are stored: then the call is made again, because its answer was lost."""
@@ -268,14 +270,20 @@ class RecordJob(Job[list[ReservedTask]]):
         self._outcomes = outcomes
         self.synced = any(outcome.then for outcome in outcomes)  # they are new tasks like any other
         self._status: Literal["success", "failed"] = status
+        if self.synced and any(uniques.is_unique(new) for outcome in outcomes for new in outcome.then):
+            self.abilities = (*self.abilities, uniques.ABILITY)
 
     def changes(self, now: int) -> Iterator[Change]:
         """Gives one for each outcome, and before it one for each task that is stored with it."""
         for outcome in self._outcomes:
             task, result, error, traceback, retry_in, counts, cancelled, then = outcome
             if then:
-                for record in _records(then, now):
-                    yield StoreThen(task.key, task.claim, *record)
+                for new, record in zip(then, records(then, now), strict=True):
+                    if uniques.is_unique(new):
+                        again = retry_in is not None
+                        yield StoreUniqueThen(task.key, task.claim, again, *record, *uniques.of_task(new))
+                    else:
+                        yield StoreThen(task.key, task.claim, *record)
             if retry_in is not None:
                 due = min(now + micros(retry_in), MAX_MOMENT)
                 yield RetryLater(task.key, task.claim, due, error, traceback, counts)

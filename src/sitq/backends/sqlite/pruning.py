@@ -31,6 +31,11 @@ class Pruning:
         self._kept, self._next_at = kept or 0, math.inf if kept is None else 0.0
 
     @property
+    def kept(self) -> int | None:
+        """How long finished tasks are kept at least, in microseconds; ``None`` for ever."""
+        return None if self._next_at == math.inf else self._kept
+
+    @property
     def is_time(self) -> bool:
         """Whether there may be something to prune."""
         return time.monotonic() >= self._next_at
