@@ -149,15 +149,17 @@ def find_duplicate(connection: sqlite3.Connection, now: int, tasks: Sequence[New
     """Returns the error of the first of some tasks that is to be refused, and would be if they were stored now."""
     if ABILITY.name not in abilities(connection):
         return None
-    before: dict[str, str] = {}  # of this call, by their keys
+    before: dict[str, str] = {}  # those of this call that would be stored, by their keys
     for task in tasks:
         _, _, key, while_, period, otherwise = of_task(task)
         if key is None:
             continue
-        if otherwise == "raise":
-            found = connection.execute(_FIND, (key, while_, period, now, task.task_id, task.payload)).fetchone()
-            stands = found and (found[0] or before.get(key))
-            if stands:
-                return DuplicateTaskError(stands, key)
-        before.setdefault(key, task.task_id)
+        found = connection.execute(_FIND, (key, while_, period, now, task.task_id, task.payload)).fetchone()
+        if found is None:
+            continue  # it is stored already
+        stands = found[0] or before.get(key)
+        if stands and otherwise == "raise":
+            return DuplicateTaskError(stands, key)
+        if not stands:
+            before[key] = task.task_id
     return None

@@ -155,13 +155,16 @@ class UniqueCalls(Contract):
     @connected
     async def test_an_id_that_is_taken_is_refused_beside_keys_as_well(self, backend: Backend) -> None:
         """By another payload, by another key, by a plain task, and twice in one call."""
-        taken, (plain,) = unique(), new()
-        await backend.enqueue([taken, plain])
+        taken, (plain,), replaced = unique(), new(), unique("replaced")
+        await backend.enqueue([taken, plain, replaced])
+        last = unique("replaced", otherwise="replace")
+        await backend.enqueue([last])
         others = [
             taken._replace(payload=b"another"),
             taken._replace(extras=Extras(unique=Unique("another"))),
             plain._replace(extras=taken.extras),
             plain._replace(payload=b"another"),
+            replaced._replace(extras=None),
         ]
         for other in others:
             beside = unique("beside")
@@ -171,7 +174,7 @@ class UniqueCalls(Contract):
         twice = unique("twice")
         with pytest.raises(BackendError):
             await backend.enqueue([twice, twice])
-        assert ids(await self.take(backend)) == ids([taken, plain])
+        assert ids(await self.take(backend)) == ids([taken, plain, replaced])
 
     @connected
     async def test_keys_are_told_apart_by_every_character(self, backend: Backend) -> None:
@@ -204,3 +207,11 @@ class UniqueCalls(Contract):
         await backend.enqueue([unique()])
         with pytest.raises(ValueError, match=str(limit)):
             await backend.enqueue([unique(payload=bytes(limit + 1))])
+
+    @connected
+    async def test_a_task_that_is_kept_out_stands_for_none_behind_it(self, backend: Backend) -> None:
+        """It is not stored: the next one of the call has to do with what is there alone."""
+        first, second, third = unique(), unique(while_="unfinished"), unique(otherwise="raise")
+        await backend.enqueue([first])
+        await self.take(backend)
+        assert await stands(backend, second, third) == [first.task_id, third.task_id]
