@@ -28,7 +28,7 @@ CORE = (
 BESIDE = ("serializers/refusals", "backends/sqlite/inspection", "backends/sqlite/examination")
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlite/contents", "backends/sqlite/reading")
 BESIDE += ("backends/sqlite/abilities",)  # and what each ability adds
-BESIDE += ("backends/sqlite/uniques", "backends/sqlite/unique_jobs")
+BESIDE += ("backends/sqlite/uniques", "backends/sqlite/unique_jobs", "backends/sqlite/failed_rows")
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
 MAX_STATEMENTS = 3_100  # openspec/decisions.md says why it is not 2,200

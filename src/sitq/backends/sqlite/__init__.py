@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import get_args
+from typing import Any, Final, Literal, get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
@@ -38,6 +38,7 @@ from sitq.models import Extras, NewTask, Outcome, Reservation, ReservedTask, Res
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
+AS_RETENTION: Final = "as retention"
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 MAX_STORABLE_BYTES = 500_000_000
@@ -64,6 +65,9 @@ class SQLiteBackend(Inspection):
             keeps it for ever. Workers prune in small batches. What is given is stored in the file,
             when it is opened, and holds for workers that are not given any; left out, it is what was
             stored last, or else a week.
+        retention_failed: The same for failed tasks, to keep them until somebody has looked at them.
+            Stored and left out as ``retention``; until one is given, failed tasks are kept as all others.
+            If it differs, the file gets one more index at the first reservation of a worker.
         busy_timeout: Seconds to wait for the write lock before a call gives up with
             :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
         max_payload_bytes: The largest payload or result, in bytes.
@@ -80,15 +84,13 @@ class SQLiteBackend(Inspection):
         *,
         durability: Durability = "enqueue",
         retention: timedelta | float | None = DEFAULT_RETENTION,
+        retention_failed: timedelta | float | Literal["as retention"] | None = AS_RETENTION,
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = now_seconds,
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
-        retention_chosen = retention is not DEFAULT_RETENTION
-        if isinstance(retention, timedelta):
-            retention = retention.total_seconds()
         path = os.fspath(path)
         if not isinstance(path, str):
             raise TypeError(f"path must be a str or a path to one, not {type(path).__name__}")
@@ -96,8 +98,14 @@ class SQLiteBackend(Inspection):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        kept = None if retention is None else micros(check_seconds("retention", retention))
-        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen))
+        failed_chosen = retention_failed != AS_RETENTION
+        pruning = Pruning(
+            _kept("retention", retention),
+            chosen=retention is not DEFAULT_RETENTION,
+            failed=_kept("retention_failed", retention_failed) if failed_chosen else None,
+            failed_chosen=failed_chosen,
+        )
+        self._reserve_state = ReserveState(pruning)
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=MAX_STORABLE_BYTES)
         self._clock = clock
@@ -266,3 +274,9 @@ class SQLiteBackend(Inspection):
         if found.rows:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
                 self._connected().post(ReleaseJob(to_reservation(found).tasks))
+
+
+def _kept(name: str, value: Any) -> int | None:
+    """Returns how long tasks are kept, in microseconds; ``None`` for ever."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return None if seconds is None else micros(check_seconds(name, seconds))

@@ -29,6 +29,7 @@ again             whether the task that is held is tried again after the outcome
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+failed_before     the same for failed tasks, if there is another moment for them
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -162,6 +163,14 @@ class Prune(NamedTuple):
     call: int | None
 
 
+class PruneApart(NamedTuple):
+    """As :class:`Prune`, with a time of their own for failed tasks; ``None`` keeps them for ever."""
+
+    finished_before: int | None
+    failed_before: int | None
+    max_rows: int
+
+
 class Retry(NamedTuple):
     """Makes a failed, cancelled or abandoned task pending again, as if it had never been run; by hand."""
 
@@ -188,6 +197,7 @@ type Change = (
     | StoreUniqueThen
     | Release
     | Prune
+    | PruneApart
     | Retry
     | Cancel
 )

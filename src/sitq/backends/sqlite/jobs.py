@@ -13,6 +13,7 @@ from sitq.backends.sqlite.changes import (
     Change,
     Fail,
     Prune,
+    PruneApart,
     Release,
     Renew,
     Reserve,
@@ -22,7 +23,7 @@ from sitq.backends.sqlite.changes import (
     StoreUniqueThen,
     Succeed,
 )
-from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
+from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
 from sitq.models import NewTask, Outcome, ReservedTask, Status, new_claim, to_micros
@@ -183,6 +184,7 @@ class ReserveJob(Job[Found]):
         self._state = state
         self._give_back = give_back
         self._claim = new_claim()
+        self.abilities = state.pruning.abilities
         self._until = 0  # when the first of the leases ends, in microseconds
 
     def is_wanted(self, sqlite: sqlite3.Connection, now: int) -> bool:
@@ -192,13 +194,12 @@ class ReserveJob(Job[Found]):
         more, self._state.more_is_due = self._state.more_is_due, False
         return more or queries.is_due(sqlite, now, self._alone) or self._may_prune(sqlite, now)
 
-    def changes(self, now: int) -> Iterator[Reserve | Prune]:
+    def changes(self, now: int) -> Iterator[Reserve | Prune | PruneApart]:
         """Gives the reservation, and one for pruning if it is time to."""
         self._until = now + micros(self._lease)
         yield Reserve(self._claim, self._until, self._limit, self._alone)
-        pruning = self._state.pruning
-        if pruning.is_time:
-            yield Prune(pruning.finished_before(now), MAX_PRUNED_PER_RESERVATION, None)
+        if self._state.pruning.is_time:
+            yield self._state.pruning.change(now)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> Found:
         """Returns what was given out."""
@@ -217,8 +218,7 @@ class ReserveJob(Job[Found]):
         self._give_back(result)
 
     def _may_prune(self, sqlite: sqlite3.Connection, now: int) -> bool:
-        pruning = self._state.pruning
-        return pruning.is_time and queries.is_prunable(sqlite, pruning.finished_before(now))
+        return self._state.pruning.may_prune(sqlite, now)
 
 
 class _HoldingJob(Job[list[ReservedTask]]):

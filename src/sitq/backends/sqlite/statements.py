@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import operations, uniques
+from sitq.backends.sqlite import failed_rows, operations, uniques
 from sitq.backends.sqlite.changes import Change, StoreTask, Succeed
 
 type Row = tuple[Any, ...]
@@ -39,12 +39,12 @@ type Notes = frozenset[tuple[str, Any, int]]
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Twenty-five columns in each at most: 20,250 variables. Stock SQLite allows 32,766 since 3.32."""
+Twenty-six columns in each at most: 21,060 variables. Stock SQLite allows 32,766 since 3.32."""
 
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_OF_ABILITIES = uniques.OPERATIONS
+_OF_ABILITIES = uniques.OPERATIONS | failed_rows.OPERATIONS
 _SQL: dict[type[Change], str] = operations.OFTEN | operations.SELDOM | _OF_ABILITIES
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 _HAS_PAYLOAD: frozenset[type[Change]] = frozenset(kind for kind in _SQL if "payload" in kind._fields)
