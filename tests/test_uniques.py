@@ -150,13 +150,15 @@ async def test_a_process_that_has_the_file_open_goes_on_when_keys_are_first_used
     assert {row["status"] for row in rows(path)} == {"success"}
 
 
+@pytest.mark.parametrize("option", ["retention", "retention_failed"])
 @pytest.mark.parametrize("stored", [False, True])
-async def test_a_period_longer_than_the_retention_is_refused(path: Path, stored: bool) -> None:
+async def test_a_period_longer_than_the_retention_is_refused(path: Path, stored: bool, option: str) -> None:
     """Also one that somebody else has chosen for the file: the task that it counts from may be gone."""
     if stored:
-        async with connected(SQLiteBackend(path, retention=timedelta(hours=1))):
+        async with connected(SQLiteBackend(path, **{option: timedelta(hours=1)})):  # type: ignore[arg-type]
             pass
-    async with connected(SQLiteBackend(path) if stored else SQLiteBackend(path, retention=HOUR)) as backend:
+    options: dict[str, Any] = {} if stored else {option: HOUR}
+    async with connected(SQLiteBackend(path, **options)) as backend:
         with pytest.raises(ValueError, match="period"):
             await backend.enqueue([new_task("plain"), unique_task("long", period=timedelta(seconds=HOUR + 1))])
         assert rows(path) == []
