@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from sitq import Backend, SQLiteBackend, TaskQueue, Worker, current_task
+from sitq import Backend, ReservedTask, SQLiteBackend, TaskQueue, Worker, current_task
 from sitq.executors import Pool
 from sitq.extensions import Event, Run
-from sitq.worker.extending import call_around
+from sitq.extensions.base import Runs
+from sitq.models import EPOCH
+from sitq.serializers.calls import Call
+from sitq.worker.extending import arounds_of
+from sitq.worker.standard import with_standard
 from tests.support import DEADLINE_SECONDS, until
 from tests.worker_tasks import gate, wait_at
 
@@ -189,7 +193,7 @@ async def test_what_is_beside_goes_on_for_as_long_as_the_worker(queue: TaskQueue
 
     class Beside:
         @contextlib.asynccontextmanager
-        async def beside(self, given: Backend) -> AsyncIterator[None]:
+        async def beside(self, given: Backend, runs: Runs) -> AsyncIterator[None]:
             assert given is backend
             steps.append(f"enters, {(await queue.counts()).in_progress} in progress")
             yield
@@ -215,7 +219,7 @@ async def test_what_fails_beside_at_the_start_ends_the_start(
             self.error = error
 
         @contextlib.asynccontextmanager
-        async def beside(self, given: Backend) -> AsyncIterator[None]:
+        async def beside(self, given: Backend, runs: Runs) -> AsyncIterator[None]:
             if self.error:
                 raise OSError(self.error)
             yield
@@ -296,7 +300,7 @@ class Bare:
 class Awaited:
     """Has coroutine functions in place of plain ones."""
 
-    async def beside(self, backend: Backend) -> None:
+    async def beside(self, backend: Backend, runs: Runs) -> None:
         """Would have to be awaited."""
 
 
@@ -323,8 +327,10 @@ def test_a_method_that_is_async_in_the_wrong_way_is_refused(wrong: Any, said: st
 
 def test_without_extensions_nothing_is_called_around_a_run() -> None:
     """Whoever does not use them does not pay for them, and a listener alone is none of those that are around."""
-    assert call_around(()) is None
-    assert call_around([Listening()]) is None
+    run = Run(ReservedTask(1, 1, "id", b"", "len", "", 1, 5, EPOCH), Call(len, ([],), {}, {}))
+    assert not arounds_of(())(run)
+    assert not arounds_of([Listening()])(run)
+    assert not arounds_of(with_standard(()))(run)
 
 
 class Hanging:
@@ -336,7 +342,7 @@ class Hanging:
         self.cancelled: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def beside(self, backend: Backend) -> AsyncIterator[None]:
+    async def beside(self, backend: Backend, runs: Runs) -> AsyncIterator[None]:
         """Hangs on its way in, or out."""
         if self.when == "in":
             await self.hang()
@@ -400,7 +406,7 @@ async def test_what_is_beside_cannot_hide_how_a_worker_ended(method: str, backen
 
     class Swallows:
         @contextlib.asynccontextmanager
-        async def beside(self, given: Backend) -> AsyncIterator[None]:
+        async def beside(self, given: Backend, runs: Runs) -> AsyncIterator[None]:
             try:
                 yield
             except OSError as error:

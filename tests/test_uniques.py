@@ -14,7 +14,7 @@ from sitq import BackendError, NewTask, SQLiteBackend, TaskQueue, Worker
 from sitq.backends.sqlite.schema import SCHEMA_VERSION
 from sitq.errors import DuplicateTaskError
 from sitq.models import MAX_KEY_CHARACTERS, Extras, Outcome, Unique
-from tests.faults import Clock, connected, new_task, on_connection, outside, run_python
+from tests.faults import Clock, connected, new_task, on_connection, run_python
 from tests.support import DEADLINE_SECONDS, Runs, add, log_async, rows, start_python
 
 HOUR = 3600.0
@@ -243,10 +243,30 @@ async def test_a_replaced_task_is_in_the_queue_that_is_asked_for(path: Path) -> 
     async with connected(SQLiteBackend(path, clock=clock)) as backend:
         await backend.enqueue([unique_task("first")])
         (before,) = rows(path)
-        with outside(path) as connection:
-            connection.execute("UPDATE tasks SET queue = 'mail', priority = 3")
-        await backend.enqueue([unique_task("second", otherwise="replace")._replace(name="n", format="f")])
-    assert rows(path) == [before | {"payload": b"second", "name": "n", "format": "f"}]
+        for queue, priority in (("mail", 3), ("", 3), ("mail", 0), ("", 0)):
+            extras = Extras(queue, priority, Unique("key", otherwise="replace"))
+            await backend.enqueue([new_task(f"{queue} {priority}", b"second", name="n", format="f", extras=extras)])
+            lane = {"queue": queue, "priority": priority} if queue or priority else {"queue": None, "priority": None}
+            assert rows(path) == [before | {"payload": b"second", "name": "n", "format": "f"} | lane]
+        (held,) = (await backend.reserve(9, lease=HOUR, alone=True)).tasks
+        assert (held.task_id, held.payload) == ("first", b"second")
+
+
+@pytest.mark.parametrize("stored", ["enqueued", "with an outcome"])
+async def test_a_unique_task_of_a_named_queue_is_run_there(path: Path, stored: str) -> None:
+    """Also if it is the first one of any queue but the default one."""
+    async with connected(SQLiteBackend(path)) as backend:
+        task = new_task("mail", extras=Extras("mail", 7, Unique("key")))
+        if stored == "enqueued":
+            await backend.enqueue([task])
+        else:
+            await backend.enqueue([new_task("plain")])
+            (held,) = (await backend.reserve(9, lease=HOUR, alone=True)).tasks
+            await backend.mark_success([Outcome(held, b"", then=[task])])
+        assert (await backend.select([""]).reserve(9, lease=HOUR, alone=True)).tasks == []
+        assert await backend.enqueue([unique_task("other", while_="unfinished")]) == ["mail"]
+        (held,) = (await backend.select(["mail"]).reserve(9, lease=HOUR, alone=True)).tasks
+        assert held.task_id == "mail"
 
 
 async def test_a_lookup_goes_along_its_indexes(path: Path) -> None:

@@ -1,6 +1,6 @@
 """An async-first task queue that lives in one SQLite file."""
 
-from sitq._current import current_task
+from sitq._current import current_task, follow_up
 from sitq.backends.base import Backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.errors import (
@@ -9,16 +9,22 @@ from sitq.errors import (
     BackendReadOnlyError,
     BackendUnavailableError,
     BackendVersionError,
+    DuplicateTaskError,
+    GiveUp,
+    Retry,
     SerializationError,
     SitqError,
     TaskCancelledError,
     TaskFailedError,
+    TaskTimeoutError,
     WorkerDiedError,
 )
-from sitq.models import NewTask, ReservedTask, Result, TaskId
+from sitq.extensions.retries import Backoff, per_exception
+from sitq.models import NewTask, ReservedTask, Result, TaskId, Unique
 from sitq.queue import TaskQueue
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.sync import SyncTaskQueue
+from sitq.tasks import Task, task
 from sitq.worker import Worker
 
 __all__ = [
@@ -28,22 +34,32 @@ __all__ = [
     "BackendReadOnlyError",
     "BackendUnavailableError",
     "BackendVersionError",
+    "Backoff",
     "CloudpickleSerializer",
+    "DuplicateTaskError",
+    "GiveUp",
     "NewTask",
     "ReservedTask",
     "Result",
+    "Retry",
     "SQLiteBackend",
     "SerializationError",
     "Serializer",
     "SitqError",
     "SyncTaskQueue",
+    "Task",
     "TaskCancelledError",
     "TaskFailedError",
     "TaskId",
     "TaskQueue",
+    "TaskTimeoutError",
+    "Unique",
     "Worker",
     "WorkerDiedError",
     "current_task",
+    "follow_up",
+    "per_exception",
+    "task",
 ]
 
 __version__ = "1.0.0"

@@ -1,13 +1,15 @@
 """What a running task may know and use: itself, and its queue."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sitq._portal import Portal
+from sitq.extensions.base import Run
+from sitq.models import TaskId
 from sitq.queue import TaskQueue
 from sitq.sync import SyncTaskQueue
-from sitq.worker.execution import Home, Running, running
+from sitq.worker.execution import Home, running
 
 
 class CurrentTask(NamedTuple):
@@ -64,19 +66,49 @@ def current_task() -> CurrentTask:
     Raises:
         RuntimeError: No task is running here.
     """
-    task, context, _ = _running()
-    return CurrentTask(task.task_id, task.attempt, task.enqueued_at, context)
+    run = _running()
+    task = run.task
+    return CurrentTask(task.task_id, task.attempt, task.enqueued_at, run.call.context)
 
 
-def _running() -> Running:
+def _running(caller: str = "current_task") -> Run:
     if (found := running.get()) is None:
-        raise RuntimeError("current_task() was called outside of a running sitq task")
+        raise RuntimeError(f"{caller}() was called outside of a running sitq task")
     return found
+
+
+def follow_up[**P](func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[Any]:
+    """Has a task stored together with the success of the running one, and returns its id.
+
+    It is stored if the run returns a value, in the same transaction that records that, and not otherwise: a run that
+    raises, dies or loses its lease has enqueued nothing, and a second run does not enqueue twice. May be called
+    any number of times, in a thread too.
+
+    Args:
+        func: A function, or a task with options: ``follow_up(send.options(priority=5), to)``.
+        *args: The arguments of the call.
+        **kwargs: The keyword arguments of the call.
+
+    Raises:
+        RuntimeError: No task is running here, or its run is over.
+        TypeError: ``func`` is not callable, or does not take these arguments.
+        ValueError: The call is larger than the backend allows.
+        SerializationError: An argument cannot be serialized; the message names it.
+        BackendError: The backend cannot store a task together with an outcome.
+    """
+    run = _running("follow_up")
+    if run.is_over:
+        raise RuntimeError("follow_up() was called after the run of its task was over: call it before the task returns")
+    task = run.home.make_task(func, args, kwargs)
+    if run.then is None:
+        run.then = []
+    run.then.append(task)
+    return TaskId(task.task_id)
 
 
 class _WorkersQueue(TaskQueue):
     def __init__(self, home: Home) -> None:
-        super().__init__(home.backend, home.serializer)
+        super().__init__(home.backend, home.serializer, extensions=home.extensions)
         self._connected = True  # by the worker, for as long as it runs
 
     async def close(self) -> None:

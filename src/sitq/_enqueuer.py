@@ -1,52 +1,129 @@
-"""Options of tasks that are to be stored, and the enqueuer that keeps them."""
+"""From a call to what is stored of it, and the enqueuer that keeps options."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, overload
 
-from sitq._checks import check_count, check_seconds
-from sitq.models import TaskId
-from sitq.serializers.calls import check_context
+from sitq._options import Declared, TaskOptions, check_options, resolve, unique_of
+from sitq.backends.base import Backend
+from sitq.backends.endings import Endings
+from sitq.errors import BackendError
+from sitq.extensions.base import Enqueuing, Extension, OnEnqueue
+from sitq.models import Extras, NewTask, TaskId, new_task_id
+from sitq.serializers.base import Serializer
+from sitq.serializers.calls import Call, make_call
+from sitq.serializers.envelope import dump_call
+from sitq.serializers.signatures import check_call
+from sitq.tasks import Task
 
-type Eta = datetime | timedelta | None
-type Context = Mapping[str, Any] | None
 
-
-class TaskOptions(NamedTuple):
-    """Checked options of tasks that are to be stored.
+class Said(NamedTuple):
+    """Options that were said, checked.
 
     Attributes:
-        eta: When they become due (aware, UTC); ``None`` means now, or after ``delay``.
-        delay: Seconds from when each one is stored until it becomes due; ``None`` means none.
-        context: The caller's own mapping for each; it must not be changed.
-        max_attempts: How often each one may be started.
+        options: The options.
+        resolved: What they come to for a function that declares none.
     """
 
-    eta: datetime | None
-    delay: float | None
-    context: dict[str, Any]
-    max_attempts: int
+    options: Declared
+    resolved: TaskOptions
 
 
-def check_options(defaults: TaskOptions, eta: Eta, context: Context, max_attempts: int | None) -> TaskOptions:
-    """Returns checked options; a ``max_attempts`` of ``None`` means that of ``defaults``.
+class TaskMaker:
+    """Makes what is stored of a call; one way for all who enqueue.
 
-    Raises:
-        TypeError: One of them is of the wrong type.
-        ValueError: ``eta`` or ``max_attempts`` is out of range, or ``eta`` is naive.
+    Args:
+        backend: Where it will be stored.
+        serializer: Turns the call into bytes.
+        max_attempts: How often a task may be started that does not say it.
+        extensions: Those of them that see a task before it is enqueued are called.
+        with_outcome: Whether the tasks are to be stored together with the outcome of another one.
     """
-    attempts = defaults.max_attempts if max_attempts is None else check_count("max_attempts", max_attempts)
-    return TaskOptions(*check_eta(eta), check_context(context), attempts)
+
+    def __init__(
+        self,
+        backend: Backend,
+        serializer: Serializer,
+        max_attempts: int,
+        extensions: Sequence[Extension] = (),
+        *,
+        with_outcome: bool = False,
+    ) -> None:
+        self._backend = backend
+        self._serializer = serializer
+        self._max_attempts = max_attempts
+        self._on_enqueue = [each.on_enqueue for each in extensions if isinstance(each, OnEnqueue)]
+        self._needs = frozenset({"then"}) if with_outcome else frozenset()
+        self.nothing_said = Said({}, resolve({}, {}, max_attempts))
+
+    def said(self, **given: Any) -> Said:
+        """Returns options, checked; ``None`` says nothing.
+
+        Raises:
+            TypeError: One of them is of the wrong type.
+            ValueError: One of them is out of range.
+        """
+        options = check_options(given)
+        return Said(options, resolve(options, options, self._max_attempts)) if options else self.nothing_said
+
+    def make(
+        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], said: Said
+    ) -> NewTask:
+        """Returns what is stored of a call.
+
+        Raises:
+            TypeError: ``func`` is not callable, or does not take these arguments.
+            ValueError: It is an import path of the wrong form.
+            SerializationError: Something in the call cannot be serialized; the message names it.
+            BackendError: The backend does not know what an option asks for.
+        """
+        call, options = make_call(func, args, kwargs), said.resolved
+        if isinstance(call.func, Task):
+            call, options = self._declared(call, call.func, said.options)
+        if needs := options.needs | self._needs:
+            self._check_needs(needs)
+        call = call._replace(context=options.context, options=options.stored)
+        if self._on_enqueue:
+            call = self._prepared(call)
+        extras = options.extras
+        if options.unique is not None:
+            extras = replace(extras or Extras(), unique=unique_of(options.unique, call.args, call.kwargs))
+        payload = dump_call(self._serializer, call)
+        name, format_ = call.name, self._serializer.format
+        return NewTask(new_task_id(), payload, name, format_, options.eta, options.max_attempts, options.delay, extras)
+
+    def _declared(self, call: Call, task: Task[..., Any], said: Declared) -> tuple[Call, TaskOptions]:
+        check_call(task.func, call.args, call.kwargs)
+        changed: Declared = {**task.changed, **said}
+        every: Declared = {**task.declared, **changed}
+        check_options(every)  # together they may contradict each other
+        func, is_declared_there = task.to_store()
+        return call._replace(func=func), resolve(every, changed if is_declared_there else every, self._max_attempts)
+
+    def _check_needs(self, needs: frozenset[str]) -> None:
+        known = self._backend.endings if isinstance(self._backend, Endings) else frozenset()
+        if missing := needs - known:
+            raise BackendError(
+                f"{type(self._backend).__name__} cannot do what an option of this task needs "
+                f"({', '.join(sorted(missing))}: see sitq.backends.endings); nothing was stored"
+            )
+
+    def _prepared(self, call: Call) -> Call:
+        new = Enqueuing(call, dict(call.context), {})
+        for on_enqueue in self._on_enqueue:
+            on_enqueue(new)
+        options: Mapping[str, Any] = {**new.call.options, "headers": new.headers} if new.headers else new.call.options
+        return new.call._replace(context=new.context, options=options)
 
 
 class Producer(Protocol):
     """What an enqueuer hands its calls to: a ``TaskQueue``."""
 
     async def _enqueue(
-        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], said: Said
     ) -> TaskId[Any]: ...
 
-    async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], options: TaskOptions) -> list[TaskId[Any]]: ...
+    async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], said: Said) -> list[TaskId[Any]]: ...
 
 
 class Enqueuer:
@@ -56,11 +133,11 @@ class Enqueuer:
     is a ``timedelta`` counts from each call of :meth:`enqueue`.
     """
 
-    __slots__ = ("_options", "_queue")
+    __slots__ = ("_queue", "_said")
 
-    def __init__(self, queue: Producer, options: TaskOptions) -> None:
+    def __init__(self, queue: Producer, said: Said) -> None:
         self._queue = queue
-        self._options = options
+        self._said = said
 
     @overload
     async def enqueue(self, func: str, /, *args: Any, **kwargs: Any) -> TaskId[Any]: ...
@@ -82,7 +159,7 @@ class Enqueuer:
             SerializationError: An argument cannot be serialized; the message names it.
             BackendError: The backend did not take the task.
         """
-        return await self._queue._enqueue(func, args, kwargs, self._options)
+        return await self._queue._enqueue(func, args, kwargs, self._said)
 
     async def enqueue_many(self, calls: Iterable[Callable[[], Any]]) -> list[TaskId[Any]]:
         """Stores many calls, all or none, and returns their ids in order; see :meth:`TaskQueue.enqueue_many`.
@@ -93,32 +170,4 @@ class Enqueuer:
             SerializationError: As :meth:`enqueue`.
             BackendError: The backend did not take the tasks.
         """
-        return await self._queue._enqueue_many(calls, self._options)
-
-
-def check_eta(eta: Eta) -> tuple[datetime | None, float | None]:
-    """Returns ``eta`` as a moment in UTC or as a delay in seconds, whichever it is.
-
-    Raises:
-        TypeError: It is neither a datetime nor a timedelta.
-        ValueError: It is naive, and the message shows the fix; or it has no counterpart in UTC; or
-            it is a delay of more than a hundred years.
-    """
-    if eta is None:
-        return None, None
-    if isinstance(eta, timedelta):
-        return None, check_seconds("eta", max(0.0, eta.total_seconds()))
-    if not isinstance(eta, datetime):
-        raise TypeError(f"eta must be a datetime or a timedelta, not {type(eta).__name__}")
-    offset = eta.utcoffset()
-    if offset is None:
-        raise ValueError(
-            f"eta must be timezone-aware, and {eta!r} is naive: write "
-            f"datetime.now(UTC) + timedelta(...), or eta.replace(tzinfo=UTC) if it is in UTC"
-        )
-    try:
-        # By its fields: a subclass, pendulum.DateTime for instance, gives classes of its own when it calculates.
-        fields = eta.year, eta.month, eta.day, eta.hour, eta.minute, eta.second, eta.microsecond
-        return datetime(*fields, tzinfo=UTC) - offset, None
-    except OverflowError as error:
-        raise ValueError(f"eta {eta!r} is out of the range of datetime in UTC") from error
+        return await self._queue._enqueue_many(calls, self._said)

@@ -12,6 +12,9 @@ from typing import Literal, NamedTuple, Self, get_args
 from sitq._checks import MAX_SECONDS
 from sitq.errors import WAITING, TaskCancelledError, TaskFailedError, WorkerDiedError
 
+MAX_ATTEMPTS = 5
+"""How often a task may be started unless somebody says otherwise."""
+
 type Status = Literal["pending", "in_progress", "success", "failed", "cancelled"]
 
 STATUSES: tuple[Status, ...] = get_args(Status.__value__)
@@ -178,7 +181,7 @@ class NewTask(NamedTuple):
     name: str = ""
     format: str = ""
     eta: datetime | None = None
-    max_attempts: int = 5
+    max_attempts: int = MAX_ATTEMPTS
     delay: float | None = None
     extras: Extras | None = None
 
@@ -238,6 +241,7 @@ class Outcome(NamedTuple):
         counts: Whether a run that is retried counts as one of the task's ``failures``.
         cancelled: Whether the task ends as ``"cancelled"`` instead of ``"failed"``.
         then: Tasks that are stored together with this outcome, or not at all if the claim does not hold.
+        ran_on: Where the run was, for people: host and process. Any backend may be given it, and may ignore it.
     """
 
     task: ReservedTask
@@ -248,6 +252,7 @@ class Outcome(NamedTuple):
     counts: bool = True
     cancelled: bool = False
     then: Sequence[NewTask] = ()
+    ran_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

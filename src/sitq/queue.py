@@ -1,38 +1,32 @@
 """The producer's face: store tasks, wait for results."""
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
-from sitq._enqueuer import Context, Enqueuer, Eta, TaskOptions, check_options
+from sitq._enqueuer import Enqueuer, Said, TaskMaker
+from sitq._lanes import LaneOperations
 from sitq._operations import Operations
+from sitq._options import Context, Eta, OnFailure, UniqueKey
+from sitq._results import TURN_SECONDS, Completed, Results
 from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.errors import SerializationError
-from sitq.models import FINISHED, NewTask, Result, TaskId, new_task_id
+from sitq.extensions.base import Extension, check_extensions
+from sitq.extensions.retries import RetryPolicy
+from sitq.models import MAX_ATTEMPTS, NewTask, TaskId
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.serializers.base import check_serializer
-from sitq.serializers.calls import Call, make_call
-from sitq.serializers.envelope import dump_call
 
-__all__ = ["Enqueuer", "TaskQueue"]
-
-TURN_SECONDS = 0.002
-"""How long ``enqueue_many`` serializes calls before it lets the event loop turn."""
-
-QUERY_AGAIN_SECONDS = 5.0
-"""How often a waiting ``get_result`` asks the backend, in case that its watch fails. Usually it is
-woken when the result is written."""
+__all__ = ["Completed", "Enqueuer", "TaskQueue"]
 
 type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
 
-class TaskQueue(Operations):
+class TaskQueue(Results, LaneOperations, Operations):
     """Stores tasks and gives their results, in async code.
 
     Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.
@@ -41,12 +35,13 @@ class TaskQueue(Operations):
     Args:
         backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
         serializer: Turns calls and results into bytes; the worker needs the same one.
-        default_result_timeout: Seconds that :meth:`get_result` waits if it is not given a
-            timeout; ``None`` waits until the task is finished.
+        default_result_timeout: Seconds that :meth:`get_result`, :meth:`get_results` and
+            :meth:`as_completed` wait if they are not given a timeout; ``None`` waits until the tasks are
+            finished.
         max_attempts: How often a task may be started before it is failed for the death of its
-            workers, at least 1. A task that raises is never tried again, so this is not a number of
-            retries. The last attempt runs alone in its worker: with 1, every task does, and the
-            worker's other slots stay empty.
+            workers, at least 1. This is not a number of retries: a raise is no death. The last attempt
+            runs alone in its worker: with 1, every task does, and the worker's other slots stay empty.
+        extensions: See each task before it is enqueued; see ``sitq.extensions``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -59,14 +54,16 @@ class TaskQueue(Operations):
         serializer: Serializer | None = None,
         *,
         default_result_timeout: float | None = None,
-        max_attempts: int = 5,
+        max_attempts: int = MAX_ATTEMPTS,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         self._default_result_timeout = (
             None if default_result_timeout is None else check_seconds("default_result_timeout", default_result_timeout)
         )
-        self._defaults = TaskOptions(None, None, {}, check_count("max_attempts", max_attempts))
+        attempts = check_count("max_attempts", max_attempts)
         self._backend = check_backend(SQLiteBackend() if backend is None else backend)
         self._serializer = check_serializer(CloudpickleSerializer() if serializer is None else serializer)
+        self._maker = TaskMaker(self._backend, self._serializer, attempts, check_extensions(extensions))
         self._connected = False
 
     async def __aenter__(self) -> Self:
@@ -144,7 +141,10 @@ class TaskQueue(Operations):
             SerializationError: An argument cannot be serialized; the message names it.
             BackendError: The backend did not take the task.
         """
-        return await self._enqueue(func, args, kwargs, self._options(eta, context))
+        said = self._maker.nothing_said
+        if eta is not None or context is not None:
+            said = self._maker.said(eta=eta, context=context)
+        return await self._enqueue(func, args, kwargs, said)
 
     async def enqueue_many(
         self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
@@ -164,121 +164,73 @@ class TaskQueue(Operations):
             SerializationError: As :meth:`enqueue`.
             BackendError: The backend did not take the tasks.
         """
-        return await self._enqueue_many(calls, self._options(eta, context))
+        return await self._enqueue_many(calls, self._maker.said(eta=eta, context=context))
 
-    def options(self, *, eta: Eta = None, context: Context = None, max_attempts: int | None = None) -> Enqueuer:
+    def options(
+        self,
+        *,
+        eta: Eta = None,
+        context: Context = None,
+        max_attempts: int | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        expires: datetime | timedelta | None = None,
+        unique: UniqueKey | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Enqueuer:
         """Returns an enqueuer: ``queue.options(eta=...).enqueue(func, 1, b=2)``.
 
         Its ``enqueue`` and ``enqueue_many`` take no options, so that a type checker checks the
         arguments of the task, and a task may have parameters of any name. It may be kept and used
-        any number of times. The options are checked here, once.
+        any number of times. The options are checked here, once. ``None`` says nothing: what is declared with
+        the function by :func:`task` holds then, or else the default.
 
         Args:
             eta: When the tasks become due; as in :meth:`enqueue`. A ``timedelta`` counts from each
                 enqueue.
             context: The context of each task; as in :meth:`enqueue`. It is copied here.
-            max_attempts: How often a task may be started; as for the queue. ``None`` means the
-                queue's own number.
+            max_attempts: How often a task may be started; as for the queue, whose own number holds otherwise.
+            queue: The name of its queue, up to 100 printable characters.
+            priority: From -100 to 100; higher is sooner.
+            retry: The policy by which a task is tried again if it raises; see :class:`Backoff`.
+            timeout: Seconds that one run may take.
+            expires: A moment, or a ``timedelta`` after it was enqueued: a task that was not started by then
+                is cancelled instead.
+            unique: A key, ``Unique(…)``, or a function of the task's arguments that returns one.
+            on_failure: A function or an import path, stored as a task when this one fails for good; called with
+                this one's id, its name and its error text.
 
         Raises:
             TypeError: An option is of the wrong type, or there is no such option.
-            ValueError: ``eta`` is naive or out of range, or ``max_attempts`` is less than 1.
+            ValueError: An option is out of range, a moment is naive, or the task would expire before it is due.
         """
-        return Enqueuer(self, self._options(eta, context, max_attempts))
-
-    def _options(self, eta: Eta, context: Context, max_attempts: int | None = None) -> TaskOptions:
-        if eta is None and context is None and max_attempts is None:
-            return self._defaults
-        return check_options(self._defaults, eta, context, max_attempts)
+        given = {name: value for name, value in locals().items() if name != "self"}
+        return Enqueuer(self, self._maker.said(**given))
 
     async def _enqueue(
-        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+        self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], said: Said
     ) -> TaskId[Any]:
-        task = self._new_task(make_call(func, args, kwargs, options.context), options)
+        task = self._maker.make(func, args, kwargs, said)
         if not self._connected:
             await self._connect()
         standing = await self._backend.enqueue((task,))
         return TaskId(standing[0] if standing else task.task_id)
 
-    async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], options: TaskOptions) -> list[TaskId[Any]]:
+    async def _enqueue_many(self, calls: Iterable[Callable[[], Any]], said: Said) -> list[TaskId[Any]]:
         tasks: list[NewTask] = []
         ids: list[TaskId[Any]] = []
         turn = time.monotonic() + TURN_SECONDS
         for call in calls:
-            tasks.append(self._new_task(make_call(call, context=options.context), options))
+            tasks.append(self._maker.make(call, (), {}, said))
             ids.append(TaskId(tasks[-1].task_id))  # here: those of 40,000 would hold the loop for some 7 ms
             if time.monotonic() > turn:  # by time: what one call takes depends on its arguments
                 await asyncio.sleep(0)
                 turn = time.monotonic() + TURN_SECONDS
-        if tasks:
-            if not self._connected:
-                await self._connect()
-            if standing := await self._backend.enqueue(tasks):
-                return [TaskId(task_id) for task_id in standing]
-        return ids
-
-    def _new_task(self, call: Call, options: TaskOptions) -> NewTask:
-        serializer = self._serializer
-        payload = dump_call(serializer, call)
-        eta, delay, _, max_attempts = options
-        return NewTask(new_task_id(), payload, call.name, serializer.format, eta, max_attempts, delay)
-
-    @overload
-    async def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
-    @overload
-    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
-    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """Waits until a task is finished and returns its result.
-
-        Args:
-            task_id: What ``enqueue`` returned.
-            timeout: Seconds to wait; ``0`` asks once. ``None`` takes ``default_result_timeout``; if that
-                is ``None`` too, it waits until the task is finished.
-
-        Returns:
-            The result; ``None`` if it is not there in time, and at once if there is no such task.
-
-        Raises:
-            TypeError: An argument is of the wrong type.
-            ValueError: ``timeout`` is negative or not finite.
-            SerializationError: The value cannot be loaded here.
-            BackendError: The backend could not be asked.
-        """
-        if not isinstance(task_id, str):
-            raise TypeError(f"task_id must be a str, not {type(task_id).__name__}")
-        timeout = self._default_result_timeout if timeout is None else check_seconds("timeout", timeout)
+        if not tasks:
+            return ids
         if not self._connected:
             await self._connect()
-        found = await self._backend.get_result(task_id)
-        if found is not None and found.status not in FINISHED:
-            found = await self._wait(task_id, timeout) if timeout != 0 else None
-        return None if found is None else self._loaded(found)
-
-    async def _wait(self, task_id: str, timeout: float | None) -> Result[bytes] | None:
-        changed = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (math.inf if timeout is None else timeout)
-        with self._backend.watch(changed.set, task_id=task_id):
-            while True:
-                changed.clear()
-                found = await self._backend.get_result(task_id)
-                if found is None or found.status in FINISHED:
-                    return found
-                left = min(QUERY_AGAIN_SECONDS, deadline - loop.time())
-                if left <= 0:
-                    return None
-                timer = loop.call_later(left, changed.set)
-                try:
-                    await changed.wait()
-                finally:
-                    timer.cancel()
-
-    def _loaded(self, found: Result[bytes]) -> Result[Any]:
-        if found.value is None:
-            return found
-        try:
-            return replace(found, value=self._serializer.loads(found.value))
-        except Exception as error:
-            raise SerializationError(
-                f"the result of task {found.task_id} cannot be loaded here: {type(error).__name__}: {error}"
-            ) from error
+        standing = await self._backend.enqueue(tasks)
+        return [*map(TaskId[Any], standing)] if standing else ids

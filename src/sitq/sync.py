@@ -1,16 +1,24 @@
 """The same queue for code that has no event loop."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Self, overload
 
 from sitq._checks import refuse_running_loop
-from sitq._enqueuer import Context, Enqueuer, Eta
+from sitq._enqueuer import Enqueuer
+from sitq._lanes import SyncLaneOperations
 from sitq._operations import SyncOperations
+from sitq._options import Context, Eta, OnFailure, UniqueKey
 from sitq._portal import Portal
+from sitq._results import SyncCompleted, SyncResults
 from sitq.backends.base import Backend
-from sitq.models import Result, TaskId
+from sitq.extensions.base import Extension
+from sitq.extensions.retries import RetryPolicy
+from sitq.models import MAX_ATTEMPTS, TaskId
 from sitq.queue import AnyCallable, AsyncCallable, TaskQueue
 from sitq.serializers.base import Serializer
+
+__all__ = ["SyncCompleted", "SyncEnqueuer", "SyncTaskQueue"]
 
 
 class SyncEnqueuer:
@@ -53,7 +61,7 @@ class SyncEnqueuer:
         return self._portal.call(lambda: self._enqueuer.enqueue_many(calls))
 
 
-class SyncTaskQueue(SyncOperations):
+class SyncTaskQueue(SyncResults, SyncLaneOperations, SyncOperations):
     """A :class:`TaskQueue` for scripts and other code without an event loop.
 
     It owns one private event loop in one background thread, which the first call starts, and may
@@ -64,6 +72,7 @@ class SyncTaskQueue(SyncOperations):
         serializer: As for :class:`TaskQueue`.
         default_result_timeout: As for :class:`TaskQueue`, in seconds.
         max_attempts: As for :class:`TaskQueue`.
+        extensions: As for :class:`TaskQueue`.
     """
 
     _queue: TaskQueue
@@ -75,10 +84,15 @@ class SyncTaskQueue(SyncOperations):
         serializer: Serializer | None = None,
         *,
         default_result_timeout: float | None = None,
-        max_attempts: int = 5,
+        max_attempts: int = MAX_ATTEMPTS,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         self._queue = TaskQueue(
-            backend, serializer, default_result_timeout=default_result_timeout, max_attempts=max_attempts
+            backend,
+            serializer,
+            default_result_timeout=default_result_timeout,
+            max_attempts=max_attempts,
+            extensions=extensions,
         )
         self._portal = Portal()
 
@@ -149,23 +163,25 @@ class SyncTaskQueue(SyncOperations):
         """
         return self.options(eta=eta, context=context).enqueue_many(calls)
 
-    def options(self, *, eta: Eta = None, context: Context = None, max_attempts: int | None = None) -> SyncEnqueuer:
+    def options(
+        self,
+        *,
+        eta: Eta = None,
+        context: Context = None,
+        max_attempts: int | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        expires: datetime | timedelta | None = None,
+        unique: UniqueKey | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> SyncEnqueuer:
         """Returns an enqueuer: ``queue.options(eta=...).enqueue(func, 1, b=2)``; see :meth:`TaskQueue.options`.
 
         Raises:
             TypeError: As :meth:`TaskQueue.options`.
             ValueError: As :meth:`TaskQueue.options`.
         """
-        return SyncEnqueuer(self._portal, self._queue.options(eta=eta, context=context, max_attempts=max_attempts))
-
-    @overload
-    def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
-    @overload
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """Waits for a task and returns its result; see :meth:`TaskQueue.get_result`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        return self._portal.call(lambda: self._queue.get_result(task_id, timeout))
+        given = {name: value for name, value in locals().items() if name != "self"}
+        return SyncEnqueuer(self._portal, self._queue.options(**given))

@@ -26,7 +26,6 @@ from sitq.testing.ending_contract import EndingContract
 class Faulty:
     kind: type[SQLiteBackend]
     deadline = base.DEADLINE_SECONDS
-    knows_extras = frozenset({"unique"})
 
     @pytest.fixture(autouse=True)
     def wait(self, monkeypatch):
@@ -124,7 +123,7 @@ FOUND_BY = {
 
 
 class TestOnAFile(EndingContract):
-    knows_extras = frozenset({"unique"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
@@ -142,7 +141,7 @@ class TestOnAFile(EndingContract):
 
 
 class TestInMemory(EndingContract):
-    knows_extras = frozenset({"unique"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -193,7 +192,7 @@ class LateBackend(SQLiteBackend):
 class TestLikeAServer(EndingContract):
     """The hooks that a store on a server overrides are used: its clock is waited for, and it settles late."""
 
-    knows_extras = frozenset({"unique"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -235,6 +234,8 @@ def test_endings_that_a_backend_does_not_list_are_skipped(tmp_path: Path, listed
 class TestOneOnly(Faulty, EndingContract):
     class kind(SQLiteBackend):
         endings = frozenset({{{listed!r}}})
+
+    knows_extras = frozenset({{"queue", "priority", "unique"}})
 """
     (tmp_path / "test_one_only.py").write_text(FAULTY.partition("class TestRetriesAtOnce")[0] + one_only)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

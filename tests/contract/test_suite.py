@@ -22,7 +22,6 @@ class Faulty:
     """Makes a suite of a faulty backend."""
 
     deadline = base.DEADLINE_SECONDS
-    knows_extras = frozenset({"unique"})
 
     @pytest.fixture(autouse=True)
     def wait(self, monkeypatch):
@@ -44,6 +43,8 @@ class Faulty:
 
 
 class TestAcceptsLateOutcomes(Faulty, BackendContract):
+    knows_extras = frozenset({"queue", "priority", "unique"})
+
     class kind(SQLiteBackend):
         async def mark_success(self, outcomes):
             lost = await super().mark_success(outcomes)

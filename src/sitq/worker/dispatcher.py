@@ -9,13 +9,13 @@ from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.errors import SerializationError
 from sitq.executors.base import Executor
-from sitq.extensions.base import Event, Extension, Listener
-from sitq.models import Reservation
+from sitq.extensions.base import Event, EventKind, Extension, FailedRun
+from sitq.models import Outcome, Reservation
 from sitq.serializers.base import Serializer
 from sitq.worker.admission import Admission, Ask, SleepUntil
 from sitq.worker.alarm import Alarm
-from sitq.worker.execution import Ended, Failure, Home, caller
-from sitq.worker.extending import Events, call_around
+from sitq.worker.execution import Ended, Failure, Home, caller, decided
+from sitq.worker.extending import hooks_of
 from sitq.worker.held import HeldTask, HeldTasks
 from sitq.worker.recorder import Recorder, give_back
 from sitq.worker.renewer import Renewer
@@ -42,6 +42,7 @@ class Dispatcher:
         settings: The worker's numbers.
         executor: Where plain functions run.
         extensions: What is put around the runs, and who is notified of them.
+        held: The book of what the worker holds, empty.
     """
 
     def __init__(
@@ -51,23 +52,23 @@ class Dispatcher:
         settings: Settings,
         executor: Executor,
         extensions: Sequence[Extension],
+        held: HeldTasks,
     ) -> None:
         self._backend = backend
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._held = HeldTasks()
+        self._held = held
         self._shutdown = Shutdown()
         self._admission = Admission(settings, self._loop.time())
         self._alarm = Alarm(backend, self._admission.changed)
-        home, around = Home(backend, serializer), call_around(extensions)
-        listeners = [extension for extension in extensions if isinstance(extension, Listener)]
-        events = Events(TaskLog(log_exceptions=settings.log_exceptions), listeners)
-        self._recorder = Recorder(backend, self._recorded, events)
+        home = Home(backend, serializer, extensions)
+        hooks = hooks_of(extensions, TaskLog(log_exceptions=settings.log_exceptions), backend)
+        self._recorder = Recorder(backend, self._recorded, hooks.events)
         self._reservations: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._is_advancing = False
-        self._renewer = Renewer(backend, settings.lease, self._held.all, events)
+        self._renewer = Renewer(backend, settings.lease, self._held.all, hooks.events)
         try:
-            self._runner = Runner(home, settings, executor, around, events, self._ended)
+            self._runner = Runner(home, settings, executor, hooks, self._ended)
         except BaseException:
             self._renewer.end()
             raise
@@ -197,7 +198,7 @@ class Dispatcher:
         # All of them before the first is started: that one may block the loop for many leases.
         taken = self._held.add(reservation.tasks, renewed=asked_at, now=now)
         for task_id in reservation.buried:
-            self._runner.events.send(Event("buried", task_id, "", 0))
+            self._runner.hooks.events.send(Event("buried", task_id, "", 0))
         if taken:
             logger.debug("reserved %d tasks", len(taken))
         try:
@@ -228,18 +229,32 @@ class Dispatcher:
         elif self._ends_without_outcome(held, failed):
             return
         self._admission.ended()
+        if failed is not None:
+            outcome = self._decide(held, outcome, failed)
         self._recorder.add(held, outcome)
-        seconds = self._loop.time() - held.began
-        if failed is None:
-            self._runner.events.emit("succeeded", held.task, seconds=seconds)
-        else:
-            reason = _reason(outcome.error or "", failed.missing)
-            self._runner.events.emit("failed", held.task, seconds=seconds, reason=reason, error=failed.error)
-            if self._settings.until_empty and self._admission.modules.advice:
-                self.stop()  # so that what is under way is given back
-                self._shutdown.fail(SerializationError(self._admission.modules.advice))
+        self._report(held, outcome, failed)
         if not self._runner.is_starting:  # else _advance() follows
             self._alarm.ring()
+
+    def _decide(self, held: HeldTask, outcome: Outcome, failed: Failure) -> Outcome:
+        """Returns what is recorded of a run that did not succeed."""
+        seconds = self._loop.time() - held.began
+        failure = FailedRun(held.task, held.run, failed.error, failed.kind, outcome.error or "", seconds)
+        self._runner.hooks.decisions.make(failure)
+        return decided(outcome, failure)
+
+    def _report(self, held: HeldTask, outcome: Outcome, failed: Failure | None) -> None:
+        """Tells how a run has ended."""
+        events, seconds = self._runner.hooks.events, self._loop.time() - held.began
+        if failed is None:
+            events.emit("succeeded", held.task, seconds=seconds)
+            return
+        kind: EventKind = "failed" if outcome.retry_in is None else "retried"
+        reason = _reason(outcome.error or "", failed.missing)
+        events.emit("cancelled" if outcome.cancelled else kind, held.task, seconds, reason, failed.error)
+        if self._settings.until_empty and self._admission.modules.advice:
+            self.stop()  # so that what is under way is given back
+            self._shutdown.fail(SerializationError(self._admission.modules.advice))
 
     def _ends_without_outcome(self, held: HeldTask, failed: Failure) -> bool:
         """Returns whether what ended a run is no failure of the task's, which is then not recorded."""
@@ -270,11 +285,12 @@ class Dispatcher:
         self._remove(held)
         self._held.given_back.append(held.task)
         if reason:
-            self._runner.events.emit("given_back", held.task, reason=reason)
+            self._runner.hooks.events.emit("given_back", held.task, reason=reason)
 
     def _leave(self, held: HeldTask) -> None:
         """Lets go of a task that did not end: of its lease only, if nobody has asked the worker to stop."""
-        its_thread = "; its thread goes on, and what it returns changes nothing" if held.in_thread else ""
+        in_thread = held.run is not None and held.run.in_thread
+        its_thread = "; its thread goes on, and what it returns changes nothing" if in_thread else ""
         if self._shutdown.was_requested:
             self._give_back(held, f"it was not finished in time{its_thread}")
             return
@@ -283,7 +299,7 @@ class Dispatcher:
             "its worker was ended, which nobody had asked to stop; that counts as the worker's death, and others "
             f"may take the task when its lease has ended{its_thread}"
         )
-        self._runner.events.emit("left", held.task, reason=reason)
+        self._runner.hooks.events.emit("left", held.task, reason=reason)
 
     def _remove(self, held: HeldTask) -> None:
         self._held.remove(held)

@@ -9,22 +9,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import partial
-from types import FunctionType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from sitq._enqueuer import TaskMaker
 from sitq._logs import SafeLogger
+from sitq._options import from_payload
 from sitq.backends.base import Backend
 from sitq.executors.base import NoThreadError, Pool, Returned
 from sitq.executors.forked import end_if_forked, generation
-from sitq.extensions.base import Run
-from sitq.models import Outcome, ReservedTask
+from sitq.extensions.base import Extension, FailedRun, FailureKind, Run
+from sitq.models import MAX_ATTEMPTS, NewTask, Outcome, ReservedTask
 from sitq.serializers.base import LARGE_BYTES, Serializer
-from sitq.serializers.calls import Call, is_plain_partial
+from sitq.serializers.calls import Call, is_async
 from sitq.serializers.envelope import load_call
-from sitq.worker.extending import CallAround
+from sitq.tasks import Task
+from sitq.worker.extending import Arounds
 from sitq.worker.held import HeldTask
 
 logger = SafeLogger("sitq.worker")
@@ -43,59 +46,48 @@ type Load = Callable[[Callable[[], Any]], Awaitable[Returned]]
 class Home:
     """Where the tasks of a worker come from, for those that ask for their queue; made in the worker's loop."""
 
-    def __init__(self, backend: Backend, serializer: Serializer) -> None:
+    def __init__(self, backend: Backend, serializer: Serializer, extensions: Sequence[Extension] = ()) -> None:
         self.backend = backend
         self.serializer = serializer
+        self.extensions = extensions
+        self._maker = TaskMaker(backend, serializer, MAX_ATTEMPTS, extensions, with_outcome=True)
         self.loop = asyncio.get_running_loop()
         self.made: dict[str, Any] = {}
         """What was made of it; by rooms above this one (see _current.py)."""
 
+    def make_task(self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewTask:
+        """Returns a task that is to be stored with the outcome of another one.
 
-class Running(NamedTuple):
-    """A task that is running, and what it may ask for."""
+        Raises:
+            TypeError: ``func`` is not callable, or does not take these arguments.
+            ValueError: The call is larger than the backend allows.
+            SerializationError: Something in it cannot be serialized.
+            BackendError: The backend cannot store it together with an outcome.
+        """
+        task = self._maker.make(func, args, kwargs, self._maker.nothing_said)
+        max_bytes = self.backend.max_payload_bytes
+        if max_bytes is not None and len(task.payload) > max_bytes:
+            raise ValueError(
+                f"the call of {task.name} takes {len(task.payload)} bytes, more than the {max_bytes} that the "
+                "backend allows: store the data elsewhere and pass a reference, or raise the limit"
+            )
+        return task
 
-    task: ReservedTask
-    context: Mapping[str, Any]
-    home: Home
 
-
-running: ContextVar[Running | None] = ContextVar("sitq_running", default=None)
+running: ContextVar[Run | None] = ContextVar("sitq_running", default=None)
 caller = running.get
-
-
-def is_async(func: Callable[..., Any]) -> bool:
-    """Whether calling ``func`` only makes a coroutine, so that it may be called on the loop.
-
-    Sees through partials, and sees callable objects whose ``__call__`` is ``async def``.
-    """
-    while is_plain_partial(func):
-        func = func.func
-    if isinstance(func, partial):  # of a class that is called in a way of its own
-        func = func.__call__
-    if isinstance(func, FunctionType) and func.__code__.co_flags & inspect.CO_COROUTINE:
-        return True  # nearly always, and ten times as fast as asking inspect
-    if inspect.iscoroutinefunction(func):
-        return True
-    if isinstance(func, (FunctionType, type)):
-        return False
-    return inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
-
-
-type Kind = Literal["raised", "unloadable", "result", "no thread"]
 
 
 class Failure(NamedTuple):
     """What is known of a failure beside its text.
 
     Attributes:
-        kind: ``"raised"``: by the function, or by what was around it. ``"unloadable"``: the call could
-            not be loaded. ``"result"``: the result cannot be stored. ``"no thread"``: the call was not
-            begun, because there was no thread for it.
+        kind: What failed.
         error: What was raised, its traceback from the task's own frame on; ``None`` if nothing was.
         missing: The module that was missing, if the call could not be loaded for that.
     """
 
-    kind: Kind
+    kind: FailureKind
     error: BaseException | None = None
     missing: str | None = None
 
@@ -112,14 +104,14 @@ class Surroundings(NamedTuple):
             is not imported yet. Only such ones: tasks of one reservation that begin at different
             moments end so, and the next reservations would take half of the slots each.
         pool: Runs plain functions.
-        around: Calls the function with everything around it; ``None``: there is nothing.
+        arounds: Gives what is put around a run.
         max_bytes: The largest result that can be stored; ``None``: there is no limit.
     """
 
     home: Home
     load: Load
     pool: Pool
-    around: CallAround | None
+    arounds: Arounds
     max_bytes: int | None
 
 
@@ -133,50 +125,76 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
         KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
             of the task's.
     """
-    task, (home, load, pool, around, max_bytes) = held.task, surroundings
+    task, (home, load, pool, arounds, max_bytes) = held.task, surroundings
     before = generation()
     try:
         if len(task.payload) < LARGE_BYTES and _is_imported(task.name.partition(":")[0]):
             call = _load(task, home.serializer)
         else:
             call = await _load_in_thread(held, home.serializer, load)
+        run = _run_of(task, call, home)
     except BaseException as error:
         return failure(task, error, "the payload cannot be loaded: ", kind="unloadable")
+    held.run = run
+    running.set(run)
     try:
-        running.set(Running(task, call.context, home))
-        if around is not None:
-            value = await around(Run(task, call), partial(_call, held, pool))
-        elif is_async(func := call.func):  # type: ignore[arg-type]  # its import path was resolved
-            value = await func(*call.args, **call.kwargs)  # type: ignore[operator]
+        if managers := arounds(run):
+            value = await _call_within(managers, held, pool, run)
+        elif is_async(func := run.call.func):  # type: ignore[arg-type]  # its import path was resolved
+            value = await func(*run.call.args, **run.call.kwargs)  # type: ignore[operator]
         else:
-            value, raised = await _call_in_pool(held, pool, call)
+            value, raised = await _call_in_pool(held, pool, run)
             if raised is not None:
                 raise raised
     except BaseException as error:
         return failure(task, error)
     finally:
         end_if_forked(before, task)
-    return _success(task, value, home.serializer, max_bytes)
+        run.aio = None  # it has the context in which the run is: neither would be freed without the collector
+    return _success(run, value, home.serializer, max_bytes)
 
 
-async def _call(held: HeldTask, pool: Pool, run: Run) -> Any:
-    func: Any = run.call.func
-    if is_async(func):
-        return await func(*run.call.args, **run.call.kwargs)
-    value, error = await _call_in_pool(held, pool, run.call)
-    if error is not None:
-        raise error
-    return value
+def _run_of(task: ReservedTask, call: Call, home: Home) -> Run:
+    func, options = call.func, call.options
+    if isinstance(func, Task):
+        call = call._replace(func=func.func)
+        options = func.declared
+        if call.options:
+            options = {**options, **from_payload(call.options)}
+    elif options:
+        options = from_payload(options)
+    return Run(task, call, options, home, asyncio.current_task())
 
 
-async def _call_in_pool(held: HeldTask, pool: Pool, call: Call) -> Returned:
+async def _call_within(
+    managers: Sequence[AbstractAsyncContextManager[object]], held: HeldTask, pool: Pool, run: Run
+) -> Any:
+    # One in the other and not by AsyncExitStack: for one of them, which is most, that takes three times as long.
+    async with managers[0]:
+        if len(managers) > 1:
+            return await _call_within(managers[1:], held, pool, run)
+        func: Any = run.call.func
+        if is_async(func):
+            return await func(*run.call.args, **run.call.kwargs)
+        value, error = await _call_in_pool(held, pool, run)
+        if error is not None:
+            raise error
+        return value
+
+
+async def _call_in_pool(held: HeldTask, pool: Pool, run: Run) -> Returned:
+    call = run.call if run.threaded is None else run.call._replace(func=run.threaded)
     future = _submitted(held, partial(pool.submit, held.task, call))
-    held.in_thread = True
+    run.in_thread = True
     # Returned and not raised, because a StopIteration cannot come out of a coroutine: with something around
     # the call, where it has to, Python makes a RuntimeError of it.
     value, error = await future
-    held.in_thread = False
-    return await value if inspect.isawaitable(value) else value, error
+    run.in_thread = False
+    if not inspect.isawaitable(value):
+        return value, error
+    if run.asked is not None and run.aio is not None:
+        run.aio.cancel()  # what could not be done while it was in its thread
+    return await value, None
 
 
 def _submitted[T](held: HeldTask, submit: Callable[[], T]) -> T:
@@ -223,7 +241,8 @@ def _missing(error: BaseException | None) -> str | None:
     return None if error is None else error.name
 
 
-def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: int | None) -> Ended:
+def _success(run: Run, value: Any, serializer: Serializer, max_bytes: int | None) -> Ended:
+    task = run.task
     # The task has run: what is wrong with its result must not make it run again.
     try:
         result = serializer.dumps(value)
@@ -236,10 +255,10 @@ def _success(task: ReservedTask, value: Any, serializer: Serializer, max_bytes: 
             "reference, or raise the limit"
         )
         return Outcome(task, error=too_large), Failure("result")
-    return Outcome(task, result), None
+    return (Outcome(task, result) if run.then is None else Outcome(task, result, then=tuple(run.then))), None
 
 
-def failure(task: ReservedTask, error: BaseException, prefix: str = "", *, kind: Kind = "raised") -> Ended:
+def failure(task: ReservedTask, error: BaseException, prefix: str = "", *, kind: FailureKind = "raised") -> Ended:
     """Returns the failure of ``task`` as text, because an exception may not survive a pickle.
 
     Args:
@@ -258,6 +277,21 @@ def failure(task: ReservedTask, error: BaseException, prefix: str = "", *, kind:
         return _described(task, error, prefix), Failure(kind, error, missing)
     except BaseException:  # no memory, or a class whose name raises
         return Outcome(task, error=INDESCRIBABLE), Failure(kind, error, missing)
+
+
+def decided(outcome: Outcome, failed: FailedRun) -> Outcome:
+    """Returns the outcome of a run that did not succeed, with what was decided about it."""
+    if isinstance(failed.shown, str):
+        # Where a run was interrupted, or not even begun, explains nothing.
+        kept = outcome.traceback if isinstance(failed.error, Exception) else None
+        outcome = outcome._replace(error=_text(failed.shown, MAX_ERROR_CHARACTERS), traceback=kept)
+    elif failed.shown is not None:
+        outcome, _ = failure(failed.task, failed.shown)
+    if not (failed.is_decided or failed.then):
+        return outcome
+    return outcome._replace(
+        retry_in=failed.retry_in, counts=failed.counts, cancelled=failed.cancelled, then=tuple(failed.then)
+    )
 
 
 def _described(task: ReservedTask, error: BaseException, prefix: str) -> Outcome:

@@ -2,59 +2,101 @@
 
 import asyncio
 import contextlib
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
+from sitq._checks import check_seconds
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
-from sitq.extensions.base import Around, Beside, Event, EventKind, Extension, Listener, Run
+from sitq.backends.endings import Ending, Endings
+from sitq.extensions.base import (
+    AfterFailure,
+    Around,
+    Beside,
+    Event,
+    EventKind,
+    Extension,
+    FailedRun,
+    Listener,
+    Run,
+    Runs,
+)
 from sitq.models import ReservedTask
 from sitq.worker.reports import TaskLog
 
 logger = SafeLogger("sitq.worker")
 
-type CallAround = Callable[[Run, Callable[[Run], Awaitable[Any]]], Awaitable[Any]]
-"""Makes a run with everything around it that there is, and returns what its function returns."""
+type Arounds = Callable[[Run], Sequence[AbstractAsyncContextManager[object]]]
+"""Returns what is to be entered for a run, the outermost first; for most runs there is nothing."""
+
+_NOTHING: Sequence[AbstractAsyncContextManager[object]] = ()
 
 
-def check_extensions(extensions: Sequence[Extension]) -> tuple[Extension, ...]:
-    """Returns the extensions.
-
-    Raises:
-        TypeError: One of them has none of the methods of an extension, or one that is ``async`` in the wrong way.
-    """
-    for extension in extensions:
-        if isinstance(extension, type) or not isinstance(extension, (Around, Beside, Listener)):
-            what = f"the class {extension.__name__}" if isinstance(extension, type) else type(extension).__name__
-            raise TypeError(f"an extension is an object with around(), beside() or on_event(), not {what}")
-        # Found here and not in the first run: there it would be the failure of each task of the queue.
-        for name in ("around", "beside"):
-            method = getattr(extension, name, None)
-            if inspect.isasyncgenfunction(method) or inspect.iscoroutinefunction(method):
-                raise TypeError(
-                    f"{name}() of {type(extension).__name__} must return an async context manager: "
-                    "write @asynccontextmanager above a function that yields once"
-                )
-        if inspect.iscoroutinefunction(getattr(extension, "on_event", None)):
-            raise TypeError(f"on_event() of {type(extension).__name__} must not be async: nothing awaits it")
-    return tuple(extensions)
-
-
-def call_around(extensions: Sequence[Extension]) -> CallAround | None:
-    """Returns what calls a function with the extensions around it, the first outermost; ``None`` without any."""
+def arounds_of(extensions: Sequence[Extension]) -> Arounds:
+    """Returns what gives the context managers of a run, in the order of the extensions."""
     arounds = [extension.around for extension in extensions if isinstance(extension, Around)]
-    if not arounds:
-        return None
 
-    async def call(run: Run, inside: Callable[[Run], Awaitable[Any]]) -> Any:
-        async with contextlib.AsyncExitStack() as stack:
-            for around in arounds:
-                await stack.enter_async_context(around(run))
-            return await inside(run)
+    def entered(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
+        return [manager for around in arounds if (manager := around(run)) is not None]
 
-    return call
+    def entered_alone(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
+        manager = only(run)
+        return _NOTHING if manager is None else (manager,)
+
+    if len(arounds) != 1:
+        return entered
+    only = arounds[0]  # most workers have the standard one and no other
+    return entered_alone
+
+
+class Decisions:
+    """Decides what becomes of a task whose run did not succeed.
+
+    Args:
+        extensions: Are asked in this order.
+        backend: Where the outcome will be recorded; what it cannot record is not decided.
+    """
+
+    def __init__(self, extensions: Sequence[Extension], backend: Backend) -> None:
+        self._endings = backend.endings if isinstance(backend, Endings) else frozenset()
+        self._extensions = [extension for extension in extensions if isinstance(extension, AfterFailure)]
+
+    def make(self, failure: FailedRun) -> None:
+        """Lets the extensions change ``failure``; never raises."""
+        for extension in self._extensions:
+            try:
+                extension.after_failure(failure)
+                # At once: who is asked after this one has to know what becomes of the task.
+                self._check(failure)
+            except BaseException as error:  # SystemExit as well: the outcome has to be recorded
+                failure.retry_in = None
+                message = "after_failure() of %s failed on task %s"
+                logger.log(logging.ERROR, message, type(extension).__name__, failure.task.task_id, exc_info=error)
+
+    def _check(self, failure: FailedRun) -> None:
+        """Takes back what contradicts itself, or what the backend cannot record."""
+        if failure.cancelled:
+            failure.retry_in = None
+        elif failure.retry_in is not None:
+            failure.retry_in = check_seconds("retry_in", failure.retry_in)
+        self._need("retry", "tried again", failure.retry_in is not None, failure)
+        self._need("cancel", "ended as cancelled", failure.cancelled, failure)
+        self._need("then", "followed by another one", bool(failure.then), failure)
+
+    def _need(self, ending: Ending, what: str, is_so: bool, failure: FailedRun) -> None:
+        if not is_so or ending in self._endings:
+            return
+        message = "task %s (%s) fails: it should be %s, which its backend cannot record (sitq.backends.endings)"
+        logger.error(message, failure.task.task_id, failure.task.name, what)
+        match ending:
+            case "retry":
+                failure.retry_in = None
+            case "cancel":
+                failure.cancelled = False
+            case "then":
+                failure.then = []
 
 
 class EnteredBeside:
@@ -71,11 +113,11 @@ class EnteredBeside:
         self._is_cut_short = False
         self.is_entering = False
 
-    async def enter(self, backend: Backend) -> None:
+    async def enter(self, backend: Backend, runs: Runs) -> None:
         """Enters all of it; raises what the first raises that cannot be entered."""
         self.is_entering = bool(self._besides)
         for beside in self._besides:
-            await self._stack.enter_async_context(beside(backend))
+            await self._stack.enter_async_context(beside(backend, runs))
         self.is_entering = False
 
     async def leave(self, error: BaseException | None, seconds: float | None) -> None:
@@ -143,3 +185,23 @@ class Events:
                     logger.log(
                         logging.ERROR, "a listener failed on an event; this is logged once for it", exc_info=error
                     )
+
+
+class Hooks(NamedTuple):
+    """What the extensions of a worker have to do with the runs of its tasks.
+
+    Attributes:
+        arounds: Gives what is put around a run.
+        decisions: Decides what becomes of a task whose run did not succeed.
+        events: Notifies of what happens.
+    """
+
+    arounds: Arounds
+    decisions: Decisions
+    events: Events
+
+
+def hooks_of(extensions: Sequence[Extension], log: TaskLog, backend: Backend) -> Hooks:
+    """Returns the hooks of ``extensions``; ``log`` is notified of each event first."""
+    listeners = [extension for extension in extensions if isinstance(extension, Listener)]
+    return Hooks(arounds_of(extensions), Decisions(extensions, backend), Events(log, listeners))

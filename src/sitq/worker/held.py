@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sitq.executors.base import NoThreadError
+from sitq.extensions.base import Run
 from sitq.models import ReservedTask
 
 
@@ -19,7 +20,7 @@ class HeldTask:
         not_held: Whether another worker may hold it by now.
         aio: The asyncio task that runs it; ``None`` before it has begun.
         began: When that one began, by the loop's clock, in seconds.
-        in_thread: Whether a plain function of its own is under way.
+        run: Its run, from when its call was loaded; ``None`` before that.
         no_thread: Why its call, or the loading of it, could not be begun; ``None``: it could.
     """
 
@@ -28,7 +29,7 @@ class HeldTask:
     not_held: bool = False
     aio: asyncio.Task[None] | None = None
     began: float = 0.0
-    in_thread: bool = False
+    run: Run | None = None
     no_thread: NoThreadError | None = None
 
     @property
@@ -73,3 +74,7 @@ class HeldTasks:
     def running(self) -> list[HeldTask]:
         """Returns those that have begun and have not ended."""
         return [held for held in self._since if held.is_running]
+
+    def runs(self) -> list[Run]:
+        """Returns the runs that have begun and have not ended; may be called in any thread."""
+        return [held.run for held in self._since.copy() if held.run is not None and held.is_running]

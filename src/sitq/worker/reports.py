@@ -8,7 +8,7 @@ from sitq.extensions.base import Event, EventKind
 logger = SafeLogger("sitq.worker")
 
 
-AT_INFO = frozenset({"started", "succeeded"})
+AT_INFO = frozenset({"started", "succeeded", "retried", "cancelled"})
 
 
 class TaskLog:
@@ -35,6 +35,11 @@ class TaskLog:
                 logger.info("task %s (%s) finished", event.task_id, event.name)
             case "failed":
                 self._failed(event)
+            case "retried":
+                message = "task %s (%s) raised %s in attempt %d and is tried again"
+                logger.info(message, event.task_id, event.name, event.reason, event.attempt)
+            case "cancelled":
+                logger.info("task %s (%s) is cancelled: %s", event.task_id, event.name, event.reason)
             case "given_back":
                 logger.warning("task %s (%s) is given back: %s", event.task_id, event.name, event.reason)
             case "left":

@@ -13,7 +13,7 @@ from sitq.executors.base import Executor, Pool
 from sitq.executors.forked import end_if_forked, generation
 from sitq.executors.threads import ThreadPool
 from sitq.worker.execution import Ended, Home, Surroundings, execute, failure
-from sitq.worker.extending import CallAround, Events
+from sitq.worker.extending import Hooks
 from sitq.worker.held import HeldTask
 from sitq.worker.settings import STEP_SECONDS, Settings
 from sitq.worker.shutdown import Shutdown
@@ -31,12 +31,11 @@ class Runner:
         home: Where the tasks come from.
         settings: The worker's numbers.
         executor: Where plain functions run.
-        around: Calls a function with what the extensions put around it; ``None``: nothing.
-        events: Notified of what happens to the tasks.
+        hooks: What the extensions have to do with the runs.
         on_end: Called at each end.
 
     Attributes:
-        events: As given.
+        hooks: As given.
         is_starting: Whether the tasks of a reservation are being started just now.
     """
 
@@ -45,13 +44,12 @@ class Runner:
         home: Home,
         settings: Settings,
         executor: Executor,
-        around: CallAround | None,
-        events: Events,
+        hooks: Hooks,
         on_end: OnEnd,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._lease = settings.lease
-        self.events = events
+        self.hooks = hooks
         self._on_end = on_end
         self._generation = generation()
         self.is_starting = False
@@ -64,7 +62,7 @@ class Runner:
                 f"start() of {type(executor).__name__} must return an object with submit() and close(), "
                 f"not {type(self._pool).__name__}"
             )
-        self._surroundings = Surroundings(home, self._loader.submit, self._pool, around, max_bytes)
+        self._surroundings = Surroundings(home, self._loader.submit, self._pool, hooks.arounds, max_bytes)
         self._is_closed = False
         _forks.begin_anew_in_child(self._begin_in_child)
 
@@ -119,7 +117,7 @@ class Runner:
 
     async def _run(self, held: HeldTask) -> None:
         held.aio, held.began = asyncio.current_task(), self._loop.time()
-        self.events.emit("started", held.task)
+        self.hooks.events.emit("started", held.task)
         ended: Ended | None
         try:
             ended = await execute(held, self._surroundings)

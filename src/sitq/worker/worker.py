@@ -10,17 +10,20 @@ from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
 from sitq._delays import Delays
+from sitq._lanes import select_queues
 from sitq._logs import SafeLogger
 from sitq._signals import stop_signals
 from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
 from sitq.executors import Executor, ThreadExecutor
-from sitq.extensions.base import Extension
+from sitq.extensions.base import Extension, check_extensions
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.serializers.base import check_serializer
 from sitq.worker.dispatcher import Dispatcher
-from sitq.worker.extending import EnteredBeside, check_extensions
+from sitq.worker.extending import EnteredBeside
+from sitq.worker.held import HeldTasks
 from sitq.worker.settings import Settings
+from sitq.worker.standard import with_standard
 
 logger = SafeLogger("sitq.worker")
 
@@ -58,11 +61,18 @@ class Worker:
             unless asked for, because messages tend to quote arguments.
         executor: Where plain functions run; ``None`` means in threads of this process.
         extensions: What is put around the runs of tasks and goes on beside them, the first outermost;
-            see ``sitq.extensions``.
+            see ``sitq.extensions``. ``Retries``, ``Timeouts`` or ``Cancelling`` take the place of the ones that
+            every worker has.
+        standard_extensions: Whether the worker has those that every one has. Without them, what tasks declare
+            (retries, timeouts, expiry, ``on_failure``) is not observed.
+        queues: The names of the queues whose tasks are run, these and no others; the tasks that were
+            given none are in the queue ``"default"``. ``None`` means all queues. If one queue is to have
+            slots of its own, make a worker for it.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or ``queues`` is empty or holds what is no name of a queue.
+        BackendError: ``queues`` is given, and the backend has no named queues.
     """
 
     def __init__(
@@ -78,6 +88,8 @@ class Worker:
         log_exceptions: bool = False,
         executor: Executor | None = None,
         extensions: Sequence[Extension] = (),
+        standard_extensions: bool = True,
+        queues: Sequence[str] | None = None,
     ) -> None:
         slots = check_count("max_concurrency", max_concurrency)
         self._settings = Settings(
@@ -90,13 +102,10 @@ class Worker:
             ),
             log_exceptions=log_exceptions,
         )
-        if isinstance(executor, type):
-            raise TypeError(f"executor must be an object, not the class {executor.__name__}")
-        if executor is not None and not isinstance(executor, Executor):
-            raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
-        self._executor = ThreadExecutor() if executor is None else executor
-        self._extensions = check_extensions(extensions)
-        self._backend = check_backend(SQLiteBackend() if backend is None else backend)
+        self._executor = _checked(executor)
+        checked = check_extensions(extensions)
+        self._extensions = with_standard(checked) if standard_extensions else checked
+        self._backend = select_queues(check_backend(SQLiteBackend() if backend is None else backend), queues)
         self._serializer = check_serializer(CloudpickleSerializer() if serializer is None else serializer)
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -258,13 +267,15 @@ class Worker:
         await self._backend.connect()
         beside = self._beside = EnteredBeside(self._extensions)
         try:
-            await beside.enter(self._backend)
+            held = HeldTasks()
+            await beside.enter(self._backend, held.runs)
             dispatcher = self._dispatcher = Dispatcher(
                 self._backend,
                 self._serializer,
                 replace(self._settings, until_empty=drain),
                 self._executor,
                 self._extensions,
+                held,
             )
             await self._work(dispatcher, started)
         except GeneratorExit:  # the loop was closed, and this collected as garbage: nothing can be awaited any more
@@ -345,3 +356,11 @@ class Worker:
     def _on_signal(self, received: signal.Signals) -> None:
         logger.info("worker received %s", received.name)
         self._request_stop()
+
+
+def _checked(executor: Executor | None) -> Executor:
+    if isinstance(executor, type):
+        raise TypeError(f"executor must be an object, not the class {executor.__name__}")
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(f"executor must have start(), which {type(executor).__name__} does not")
+    return ThreadExecutor() if executor is None else executor

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, get_args
@@ -14,8 +13,12 @@ from typing import Any, Final, Literal, get_args
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
-from sitq.backends.sqlite import queries, unique_jobs, uniques
+from sitq.backends.many import Ended
+from sitq.backends.sqlite import many, queries, unique_jobs, uniques
+from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.batch import Durability
+from sitq.backends.sqlite.cancelling import Cancellation
+from sitq.backends.sqlite.choosing import Selection
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import (
@@ -30,25 +33,25 @@ from sitq.backends.sqlite.jobs import (
     Topic,
     micros,
 )
+from sitq.backends.sqlite.lanes import LANES, lane_of
+from sitq.backends.sqlite.pausing import LaneOperations, check_head_start
 from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import Extras, NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
 AS_RETENTION: Final = "as retention"
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+HEAD_START_SECONDS = 60.0
 MAX_STORABLE_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
 
-_NO_EXTRAS = Extras()
-
-
-class SQLiteBackend(Inspection):
+class SQLiteBackend(Inspection, Cancellation, LaneOperations):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.
@@ -72,6 +75,9 @@ class SQLiteBackend(Inspection):
             :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
         max_payload_bytes: The largest payload or result, in bytes.
         clock: Gives the time in seconds since 1970 UTC; for tests.
+        head_start: Seconds by which a task is sooner for each step of its priority: it is overtaken by
+            those only that became due within its disadvantage after it. With ``inf`` a task of a
+            higher priority always comes first, and others may wait for ever. For workers of this backend.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -88,6 +94,7 @@ class SQLiteBackend(Inspection):
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = now_seconds,
+        head_start: float = HEAD_START_SECONDS,
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
@@ -105,7 +112,7 @@ class SQLiteBackend(Inspection):
             failed=_kept("retention_failed", retention_failed) if failed_chosen else None,
             failed_chosen=failed_chosen,
         )
-        self._reserve_state = ReserveState(pruning)
+        self._reserve_state = ReserveState(pruning, Selection(None, check_head_start(head_start)))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=MAX_STORABLE_BYTES)
         self._clock = clock
@@ -186,19 +193,21 @@ class SQLiteBackend(Inspection):
             ValueError: A payload is larger than ``max_payload_bytes``, or the ``period`` of a unique task
                 is longer than finished tasks are kept.
             DuplicateTaskError: Another task stands for a unique one that is to raise then.
-            BackendError: The file did not take them, or one of them asks for a queue or a priority.
+            BackendError: The file did not take them.
         """
-        self._check(tasks)
+        needed = self._check(tasks)
         connection = self._connected()
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
         on_queued = partial(self._watchers.notify, (DUE,))
-        if any(map(uniques.is_unique, tasks)):
+        if uniques.ABILITY in needed:
             uniques.check_periods(tasks, self._reserve_state.pruning.kept)
-            return await unique_jobs.enqueue(connection, tasks, on_queued)
-        await connection.call(EnqueueJob(tasks), on_queued=on_queued)
+            return await unique_jobs.enqueue(connection, tasks, needed, on_queued)
+        await connection.call(EnqueueJob(tasks, needed), on_queued=on_queued)
         return None
 
-    def _check(self, tasks: Iterable[NewTask]) -> None:
+    def _check(self, tasks: Iterable[NewTask]) -> Collection[Ability]:
+        """Returns what the file has to have for these tasks."""
+        needed: tuple[Ability, ...] = ()
         for task in tasks:
             if len(task.payload) > self._max_payload_bytes:
                 raise ValueError(
@@ -206,16 +215,20 @@ class SQLiteBackend(Inspection):
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
                 )
-            if task.extras is not None and replace(task.extras, unique=None) != _NO_EXTRAS:
-                raise BackendError(
-                    f"{self._path}: this backend has no named queues and priorities yet, and {task.name} "
-                    f"asks for {task.extras}; nothing was stored"
-                )
+            if task.extras is not None:
+                if uniques.is_unique(task) and uniques.ABILITY not in needed:
+                    needed = (*needed, uniques.ABILITY)
+                if lane_of(task.extras) is not None and LANES not in needed:
+                    needed = (*needed, LANES)
+        return needed
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
-        return to_reservation(await self._connected().call(job))
+        while True:
+            job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
+            found = await self._connected().call(job)
+            if found.rows or found.reservation.buried or not found.ended:
+                return to_reservation(found)
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
@@ -226,10 +239,10 @@ class SQLiteBackend(Inspection):
 
         Raises:
             ValueError: The payload of a task that is to be stored as well is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them, or such a task asks for a queue or a priority.
+            BackendError: The file did not take them, or such a task asks for what this backend does not have.
         """
-        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
-        return await self._connected().call(RecordJob(outcomes, "success"))
+        needed = self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "success", needed))
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records errors, retries and cancellations; returns the tasks that were not held.
@@ -238,8 +251,8 @@ class SQLiteBackend(Inspection):
             ValueError: As for :meth:`mark_success`.
             BackendError: As for :meth:`mark_success`.
         """
-        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
-        return await self._connected().call(RecordJob(outcomes, "failed"))
+        needed = self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "failed", needed))
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those not held."""
@@ -256,6 +269,20 @@ class SQLiteBackend(Inspection):
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` when there may be something new to find; see :class:`~sitq.Backend`."""
         return self._watchers.watching(on_change, task_id)
+
+    async def get_results(self, task_ids: Sequence[str]) -> Ended:
+        """Returns which of some tasks have ended; see :class:`~sitq.backends.many.ManyResults`.
+
+        Raises:
+            BackendCorruptError: The row of one of them is malformed.
+        """
+        return await self._connected().call(ReadJob(lambda sqlite, _: many.get_results(sqlite, task_ids)))
+
+    def watch_results(
+        self, on_change: Callable[[str], object], task_ids: Collection[str]
+    ) -> AbstractContextManager[None]:
+        """Calls ``on_change`` when one of some tasks may have ended; see :class:`~sitq.backends.many.ManyResults`."""
+        return self._watchers.watching_many(on_change, task_ids)
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -19,17 +19,18 @@ result            the serialized return value
 error             ``"ExceptionType: message"``
 traceback         the formatted traceback
 counts            whether a run that is retried counts as one of the task's failures
-queue             the queue's name; ``None`` for the default one at the default priority
-priority          the task's priority; ``None`` as ``queue``
+ran_on            where the run was, for people
+max_rows          how many tasks to reserve or to delete at most
+alone             whether the caller holds no other task
+finished_before   tasks that finished before this moment are deleted
+failed_before     the same for failed tasks, if there is another moment for them
+queue             the name of the task's queue, ``''`` for the default one; ``None`` in the default lane
+priority          the task's priority; ``None`` in the default lane
 unique_key        the key of which one task is enough; ``None`` for a task that has none
 while_            what keeps another one out: ``"waiting"`` or ``"unfinished"``
 period            for how long the latest one keeps another one out, in microseconds; or ``None``
 otherwise         what becomes of one that is kept out: ``"keep"``, ``"replace"`` or ``"raise"``
 again             whether the task that is held is tried again after the outcome
-max_rows          how many tasks to reserve or to delete at most
-alone             whether the caller holds no other task
-finished_before   tasks that finished before this moment are deleted
-failed_before     the same for failed tasks, if there is another moment for them
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -38,6 +39,9 @@ batch, and no field.
 """
 
 from typing import Literal, NamedTuple
+
+from sitq.backends.sqlite.ability_changes import AbilityChange
+from sitq.backends.sqlite.lanes import LaneChange
 
 
 class StoreTask(NamedTuple):
@@ -97,6 +101,29 @@ class RetryLater(NamedTuple):
     counts: bool
 
 
+class KeepAndFail(NamedTuple):
+    """As :class:`Fail`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    status: Literal["failed"]
+    error: str | None
+    traceback: str | None
+    ran_on: str
+
+
+class KeepAndRetry(NamedTuple):
+    """As :class:`RetryLater`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+    error: str | None
+    traceback: str | None
+    counts: bool
+    ran_on: str
+
+
 class StoreThen(NamedTuple):
     """Stores a task if another one, of which ``id`` and ``claim`` are, is held."""
 
@@ -108,44 +135,8 @@ class StoreThen(NamedTuple):
     payload: bytes
     max_attempts: int
     available_at: int
-
-
-class StoreUnique(NamedTuple):
-    """Stores a task, unless another one stands for its key."""
-
-    task_id: str
-    name: str
-    format: str
-    payload: bytes
-    max_attempts: int
-    available_at: int
-    queue: str | None
-    priority: int | None
-    unique_key: str | None
-    while_: str | None
-    period: int | None
-    otherwise: str | None
-    call: int
-
-
-class StoreUniqueThen(NamedTuple):
-    """As :class:`StoreUnique`, if another task, of which ``id`` and ``claim`` are, is held."""
-
-    id: int | str
-    claim: int | str
-    again: bool
-    task_id: str
-    name: str
-    format: str
-    payload: bytes
-    max_attempts: int
-    available_at: int
-    queue: str | None
-    priority: int | None
-    unique_key: str | None
-    while_: str | None
-    period: int | None
-    otherwise: str | None
+    queue: str | None = None
+    priority: int | None = None
 
 
 class Release(NamedTuple):
@@ -163,14 +154,6 @@ class Prune(NamedTuple):
     call: int | None
 
 
-class PruneApart(NamedTuple):
-    """As :class:`Prune`, with a time of their own for failed tasks; ``None`` keeps them for ever."""
-
-    finished_before: int | None
-    failed_before: int | None
-    max_rows: int
-
-
 class Retry(NamedTuple):
     """Makes a failed, cancelled or abandoned task pending again, as if it had never been run; by hand."""
 
@@ -185,6 +168,26 @@ class Cancel(NamedTuple):
     call: int
 
 
+class Ask(NamedTuple):
+    """Asks a task in progress to end; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Cut(NamedTuple):
+    """Finishes a task in progress, whose run goes on for nobody; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Unask(NamedTuple):
+    """Forgets that an abandoned task was asked to end; by hand."""
+
+    task_id: str
+
+
 type Change = (
     StoreTask
     | Reserve
@@ -192,12 +195,16 @@ type Change = (
     | Succeed
     | Fail
     | RetryLater
+    | KeepAndFail
+    | KeepAndRetry
     | StoreThen
-    | StoreUnique
-    | StoreUniqueThen
     | Release
     | Prune
-    | PruneApart
     | Retry
     | Cancel
+    | Ask
+    | Cut
+    | Unask
+    | LaneChange
+    | AbilityChange
 )

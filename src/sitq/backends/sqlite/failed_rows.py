@@ -8,7 +8,8 @@ would refuse them without it.
 import sqlite3
 
 from sitq.backends.sqlite.abilities import Ability, abilities
-from sitq.backends.sqlite.changes import Change, PruneApart
+from sitq.backends.sqlite.ability_changes import PruneApart
+from sitq.backends.sqlite.changes import Change
 
 # By whether they failed, and not by their status: so rows with a status that sitq does not write go with the rest.
 ABILITY = Ability(

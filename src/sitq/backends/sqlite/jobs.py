@@ -4,25 +4,27 @@ import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
-from sitq.backends.sqlite import queries, uniques
-from sitq.backends.sqlite.abilities import Ability
+from sitq.backends.sqlite import asking, failures, queries, uniques
+from sitq.backends.sqlite.abilities import Ability, abilities
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
-    Prune,
-    PruneApart,
+    KeepAndFail,
+    KeepAndRetry,
     Release,
     Renew,
     Reserve,
     RetryLater,
     StoreTask,
     StoreThen,
-    StoreUniqueThen,
     Succeed,
 )
+from sitq.backends.sqlite.choosing import Plan, Selection, make_plan
+from sitq.backends.sqlite.lanes import LANES, StoreInLane, lane_of
 from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
@@ -62,8 +64,14 @@ class Job[T](ABC):
         self.result: T | None = None
         self.error: BaseException | None = None
 
-    def is_wanted(self, sqlite: sqlite3.Connection, now: int) -> bool:
-        """Whether the changes would change anything: trying costs the write lock."""
+    def is_wanted(self, sqlite: sqlite3.Connection, now: int, *, anyhow: bool) -> bool:
+        """Whether the changes would change anything: trying costs the write lock.
+
+        Args:
+            sqlite: The connection.
+            now: The time in microseconds.
+            anyhow: Whether the lock is taken for other jobs anyhow; then the answer is yes.
+        """
         return True
 
     def changes(self, now: int) -> Iterable[Change]:
@@ -117,11 +125,15 @@ class ReadJob[T](Job[T]):
         return self._query(sqlite, now)
 
 
-def records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
+def records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask | StoreInLane]:
     """Gives tasks as they are stored at a time."""
     for task in tasks:
         due = min(now + micros(task.delay or 0), MAX_MOMENT) if task.eta is None else max(now, to_micros(task.eta))
-        yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+        lane = None if task.extras is None else lane_of(task.extras)
+        if lane is None:
+            yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+        else:
+            yield StoreInLane(task.task_id, task.name, task.format, task.payload, task.max_attempts, due, *lane)
 
 
 class EnqueueJob(Job[None]):
@@ -130,11 +142,12 @@ class EnqueueJob(Job[None]):
     writes = True
     synced = True
 
-    def __init__(self, tasks: Sequence[NewTask]) -> None:
+    def __init__(self, tasks: Sequence[NewTask], abilities: Collection[Ability] = ()) -> None:
         super().__init__()
         self._tasks = tasks
+        self.abilities = abilities
 
-    def changes(self, now: int) -> Iterator[StoreTask]:
+    def changes(self, now: int) -> Iterator[StoreTask | StoreInLane]:
         """Gives one for each task."""
         return records(self._tasks, now)
 
@@ -152,10 +165,11 @@ class EnqueueJob(Job[None]):
 
 
 class ReserveState:
-    """What one reservation leaves for the next one of the same backend."""
+    """What one reservation leaves for the next one of the same backend, and from which queues it takes."""
 
-    def __init__(self, pruning: Pruning) -> None:
+    def __init__(self, pruning: Pruning, selection: Selection) -> None:
         self.pruning = pruning
+        self.selection = selection
         self.more_is_due = False
         """Whether the latest reservation brought all that was asked for."""
 
@@ -186,18 +200,29 @@ class ReserveJob(Job[Found]):
         self._claim = new_claim()
         self.abilities = state.pruning.abilities
         self._until = 0  # when the first of the leases ends, in microseconds
+        self._plan: Plan | None = None
 
-    def is_wanted(self, sqlite: sqlite3.Connection, now: int) -> bool:
+    def is_wanted(self, sqlite: sqlite3.Connection, now: int, *, anyhow: bool) -> bool:
         """Whether anything is due, or can be pruned."""
+        state = self._state
+        self._plan = None
+        if LANES.name in abilities(sqlite) or not state.selection.has_default:
+            self._plan = make_plan(sqlite, now, self._limit, self._alone, state.selection)
+            return anyhow or self._plan.changes_anything or self._may_prune(sqlite, now)
+        if anyhow:
+            return True
         # If the latest reservation brought all that was asked for, there is more: asking would only
         # hand the interpreter lock to the loop, just when SQLite could have started beside it.
         more, self._state.more_is_due = self._state.more_is_due, False
         return more or queries.is_due(sqlite, now, self._alone) or self._may_prune(sqlite, now)
 
-    def changes(self, now: int) -> Iterator[Reserve | Prune | PruneApart]:
+    def changes(self, now: int) -> Iterator[Change]:
         """Gives the reservation, and one for pruning if it is time to."""
         self._until = now + micros(self._lease)
-        yield Reserve(self._claim, self._until, self._limit, self._alone)
+        if self._plan is None:
+            yield Reserve(self._claim, self._until, self._limit, self._alone)
+        else:
+            yield from self._plan.changes(self._claim, self._until, self._limit)
         if self._state.pruning.is_time:
             yield self._state.pruning.change(now)
 
@@ -205,13 +230,20 @@ class ReserveJob(Job[Found]):
         """Returns what was given out."""
         if self._state.pruning.is_time and not self._may_prune(sqlite, now):
             self._state.pruning.pause()
-        found = queries.reserved(sqlite, now, self._limit, self._claim, self._until, notes)
+        if self._plan is None:
+            found = queries.reserved(sqlite, now, self._limit, self._claim, self._until, notes)
+        else:
+            found = self._plan.read(sqlite, now, self._limit, self._claim, self._until, notes)
         self._state.more_is_due = len(found.rows) == self._limit
+        if ended := asking.ended_instead(sqlite, now, self._claim, found.reservation.buried):
+            buried = [task_id for task_id in found.reservation.buried if task_id not in ended]
+            # Fewer came back than were asked for, although there may be more.
+            return found._replace(ended=ended, reservation=replace(found.reservation, buried=buried, next_due_in=0.0))
         return found
 
     def notifies(self, result: Found) -> Iterable[Topic]:
-        """Wakes those who wait for a task that was buried."""
-        return result.reservation.buried
+        """Wakes those who wait for a task that was buried, or that was to end and has ended."""
+        return [*result.reservation.buried, *result.ended]
 
     def on_abandoned(self, result: Found) -> None:
         """Gives the tasks back."""
@@ -251,13 +283,34 @@ class RenewJob(_HoldingJob):
 class ReleaseJob(_HoldingJob):
     """Gives tasks back, due at once and the attempt unspent."""
 
+    _may_end = False  # whether some may have been asked to end, and have ended by it
+
     def changes(self, now: int) -> Iterator[Release]:
         """Gives one for each task."""
         return (Release(task.key, task.claim) for task in self._tasks)
 
+    def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
+        """Returns the tasks that were not held."""
+        self._may_end = asking.is_used(sqlite)
+        return super().read(sqlite, now, notes)
+
     def notifies(self, result: list[ReservedTask]) -> Iterable[Topic]:
-        """Wakes workers."""
-        return (DUE,)
+        """Wakes workers, and those who wait for a task that may have ended instead."""
+        return [DUE, *(task.task_id for task in self._tasks)] if self._may_end else (DUE,)
+
+
+def _then_records(outcome: Outcome, now: int) -> Iterator[Change]:
+    task = outcome.task
+    for new, record in zip(outcome.then, records(outcome.then, now), strict=True):
+        if uniques.is_unique(new):
+            yield uniques.store_then(outcome, new, record.available_at)
+        else:
+            yield StoreThen(task.key, task.claim, *record)
+
+
+def _is_failed_attempt(outcome: Outcome) -> bool:
+    """Whether a run has failed: neither did it end because it was to, nor does it only wait for something."""
+    return not outcome.cancelled and (outcome.retry_in is None or outcome.counts)
 
 
 class RecordJob(Job[list[ReservedTask]]):
@@ -265,37 +318,41 @@ class RecordJob(Job[list[ReservedTask]]):
 
     writes = True
 
-    def __init__(self, outcomes: Sequence[Outcome], status: Literal["success", "failed"]) -> None:
+    def __init__(
+        self, outcomes: Sequence[Outcome], status: Literal["success", "failed"], abilities: Collection[Ability] = ()
+    ) -> None:
         super().__init__()
+        self.abilities = abilities
         self._outcomes = outcomes
         self.synced = any(outcome.then for outcome in outcomes)  # they are new tasks like any other
         self._status: Literal["success", "failed"] = status
-        if self.synced and any(uniques.is_unique(new) for outcome in outcomes for new in outcome.then):
-            self.abilities = (*self.abilities, uniques.ABILITY)
+        self._may_end = False  # whether some that are tried again may have been asked to end, and have ended by it
+        if status == "failed" and any(map(_is_failed_attempt, outcomes)):
+            self.abilities = (*abilities, failures.ABILITY)
 
     def changes(self, now: int) -> Iterator[Change]:
         """Gives one for each outcome, and before it one for each task that is stored with it."""
         for outcome in self._outcomes:
-            task, result, error, traceback, retry_in, counts, cancelled, then = outcome
+            task, result, error, traceback, retry_in, counts, cancelled, then, ran_on = outcome
             if then:
-                for new, record in zip(then, records(then, now), strict=True):
-                    if uniques.is_unique(new):
-                        again = retry_in is not None
-                        yield StoreUniqueThen(task.key, task.claim, again, *record, *uniques.of_task(new))
-                    else:
-                        yield StoreThen(task.key, task.claim, *record)
+                yield from _then_records(outcome, now)
             if retry_in is not None:
                 due = min(now + micros(retry_in), MAX_MOMENT)
-                yield RetryLater(task.key, task.claim, due, error, traceback, counts)
+                if counts and failures.ABILITY in self.abilities:
+                    yield KeepAndRetry(task.key, task.claim, due, error, traceback, counts, ran_on)
+                else:
+                    yield RetryLater(task.key, task.claim, due, error, traceback, counts)
             elif cancelled:
                 yield Fail(task.key, task.claim, "cancelled", error, traceback)
             elif self._status == "success":
                 yield Succeed(task.key, task.claim, result)
             else:
-                yield Fail(task.key, task.claim, "failed", error, traceback)
+                yield KeepAndFail(task.key, task.claim, "failed", error, traceback, ran_on)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
         """Returns the tasks that were not held, unless the same outcome had been recorded by an earlier try."""
+        if self._status == "failed" and any(each.retry_in is not None for each in self._outcomes):
+            self._may_end = asking.is_used(sqlite)
         if not notes:
             return []
         return [
@@ -303,6 +360,7 @@ class RecordJob(Job[list[ReservedTask]]):
             for outcome in self._outcomes
             if ("not held", outcome.task.key, outcome.task.claim) in notes
             and not queries.is_recorded(sqlite, outcome.task, self._status_after(outcome))
+            and not (outcome.retry_in is not None and asking.is_ended(sqlite, outcome.task))
         ]
 
     def notifies(self, result: list[ReservedTask]) -> Iterable[Topic]:
@@ -310,6 +368,8 @@ class RecordJob(Job[list[ReservedTask]]):
         topics: list[Topic] = [outcome.task.task_id for outcome in self._outcomes if outcome.retry_in is None]
         if len(topics) < len(self._outcomes) or any(outcome.then for outcome in self._outcomes):
             topics.append(DUE)
+        if self._may_end:
+            topics += [outcome.task.task_id for outcome in self._outcomes if outcome.retry_in is not None]
         return topics
 
     def _status_after(self, outcome: Outcome) -> Status:

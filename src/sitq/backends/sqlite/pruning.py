@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from sitq.backends.sqlite import failed_rows, queries
 from sitq.backends.sqlite.abilities import Ability
-from sitq.backends.sqlite.changes import Prune, PruneApart
+from sitq.backends.sqlite.ability_changes import PruneApart
+from sitq.backends.sqlite.changes import Prune
 
 PRUNE_PAUSE_SECONDS = 5.0
 MAX_PRUNED_PER_RESERVATION = 200
@@ -35,6 +36,8 @@ class Pruning:
         self._failed_chosen = failed_chosen
         self._kept: int | None = None  # as the file has it
         self._failed_kept: int | None = None
+        self.abilities: Collection[Ability] = ()
+        """What the file has to have for the pruning."""
         self._next_at = math.inf  # on the monotonic clock
 
     def settle(self, sqlite: sqlite3.Connection) -> None:
@@ -42,6 +45,7 @@ class Pruning:
         self._kept = _settle(sqlite, "retention", self._mine, chosen=self._chosen)
         mine_failed = self._mine_failed if self._failed_chosen else self._kept
         self._failed_kept = _settle(sqlite, "retention_failed", mine_failed, chosen=self._failed_chosen)
+        self.abilities = () if self._kept == self._failed_kept else (failed_rows.ABILITY,)
         self._next_at = math.inf if self._kept is None and self._failed_kept is None else 0.0
 
     @property
@@ -50,40 +54,33 @@ class Pruning:
         return min((each for each in (self._kept, self._failed_kept) if each is not None), default=None)
 
     @property
-    def abilities(self) -> Collection[Ability]:
-        """What the file has to have for the pruning."""
-        return () if self._kept == self._failed_kept else (failed_rows.ABILITY,)
-
-    @property
     def is_time(self) -> bool:
         """Whether there may be something to prune."""
         return time.monotonic() >= self._next_at
 
     def change(self, now: int) -> Prune | PruneApart:
         """Returns what deletes some of the tasks that have been kept long enough at ``now``."""
-        before, failed_before = _before(now, self._kept), _before(now, self._failed_kept)
-        if self._kept != self._failed_kept:
+        before, failed_before = self._before(now)
+        if self.abilities or before is None:
             return PruneApart(before, failed_before, MAX_PRUNED_PER_RESERVATION)
-        assert before is not None  # or it is never time
         return Prune(before, MAX_PRUNED_PER_RESERVATION, None)
 
     def may_prune(self, sqlite: sqlite3.Connection, now: int) -> bool:
         """Whether it is time, and there is something to prune."""
         if not self.is_time:
             return False
-        before, failed_before = _before(now, self._kept), _before(now, self._failed_kept)
-        if self._kept != self._failed_kept:
+        before, failed_before = self._before(now)
+        if self.abilities or before is None:
             return failed_rows.is_prunable(sqlite, before, failed_before)
-        return before is not None and queries.is_prunable(sqlite, before)
+        return queries.is_prunable(sqlite, before)
+
+    def _before(self, now: int) -> tuple[int | None, int | None]:
+        before, failed_before = (None if kept is None else now - kept for kept in (self._kept, self._failed_kept))
+        return before, failed_before
 
     def pause(self) -> None:
         """Lets some time pass: nothing is left to prune."""
         self._next_at = time.monotonic() + PRUNE_PAUSE_SECONDS
-
-
-def _before(now: int, kept: int | None) -> int | None:
-    """Returns the moment before which a task must have finished to be deleted; ``None`` if it is kept for ever."""
-    return None if kept is None else now - kept
 
 
 def _settle(sqlite: sqlite3.Connection, key: str, mine: int | None, *, chosen: bool) -> int | None:

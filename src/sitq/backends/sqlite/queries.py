@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sitq.backends.sqlite.conditions import (
     DUE_ROWS,
@@ -24,13 +24,11 @@ _HEADS = "SELECT " + ", ".join(
     f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
     for some in (DUE_ROWS, LAST_ROWS, SPENT_ROWS)
 )
-_RESERVED = " UNION ALL ".join(
-    f"""
+TAKEN_FROM = """
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at, failures
-        FROM {some} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
-    """
-    for some in (DUE_ROWS, LAST_OR_SPENT_ROWS)
-)
+        FROM {rows} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
+"""
+TAKEN = " UNION ALL ".join(TAKEN_FROM.format(rows=some) for some in (DUE_ROWS, LAST_OR_SPENT_ROWS))
 _IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ?"
 _GET = """
     SELECT task_id, status, result, error, traceback, attempt, enqueued_at, started_at, finished_at
@@ -49,11 +47,13 @@ class Found(NamedTuple):
         now: When it was made, in microseconds.
         rows: Its tasks as SQLite gives them.
         reservation: The rest, as the contract has it.
+        ended: Tasks that were asked to end, and were ended in place of being given out.
     """
 
     now: int
     rows: list[Row]
     reservation: Reservation
+    ended: Sequence[str] = ()
 
 
 def _heads(connection: sqlite3.Connection) -> list[float]:
@@ -78,7 +78,7 @@ def is_prunable(connection: sqlite3.Connection, finished_before: int) -> bool:
 
 def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Found:
     """Reads what a reservation gave out, and what a caller should know of the rest."""
-    rows = fetch_all(connection, _RESERVED, (until, until + limit, claim))
+    rows = fetch_all(connection, TAKEN, (until, until + limit, claim))
     due, last, spent = _heads(connection)
     ahead = min((at for at in (due, last, spent) if at > now), default=inf)
     reservation = Reservation(
@@ -91,7 +91,7 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next batch."""
-    now, rows, reservation = found
+    now, rows, reservation, _ = found
     rows.sort()  # by the end of the lease, which keeps the order
     started_at = from_micros(now)
     return replace(reservation, tasks=[_reserved(row, started_at) for row in rows])
@@ -158,9 +158,19 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
         found = fetch_all(connection, _GET, (task_id,))
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return None
-    if not found:
-        return None
-    key, status, value, error, traceback, attempt, *times = found[0]
+    return to_result(found[0]) if found else None
+
+
+def to_result(row: Sequence[Any]) -> Result[bytes]:
+    """Returns a row of the table as a result.
+
+    Args:
+        row: ``task_id``, ``status``, ``result``, ``error``, ``traceback``, ``attempt`` and the three times.
+
+    Raises:
+        BackendCorruptError: It is malformed.
+    """
+    key, status, value, error, traceback, attempt, *times = row
     try:
         enqueued, started, finished = (None if time is None else from_micros(time) for time in times)
         if enqueued is None or status not in STATUSES or (status in FINISHED) != (finished is not None):

@@ -18,6 +18,7 @@ buried       task_id      claim     the task was failed, because its attempts ar
 unchanged    task_id      call      the task was not, or no longer, in a state to change
 pruned       how many     call      so many tasks were deleted
 stands       task_id      call      this task stands for the one that was to be stored
+taken        how many     claim     so many tasks were given out (see ``lane_operations``)
 ===========  ===========  ========  ==================================================
 
 View, triggers and table belong to the connection, not to the file.
@@ -31,21 +32,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import failed_rows, operations, uniques
+from sitq.backends.sqlite import asking, failed_rows, failures, operations, uniques
 from sitq.backends.sqlite.changes import Change, StoreTask, Succeed
+from sitq.backends.sqlite.lane_operations import LANE_OPERATIONS
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Twenty-six columns in each at most: 21,060 variables. Stock SQLite allows 32,766 since 3.32."""
+Twenty-seven columns in each at most: 21,870 variables. Stock SQLite allows 32,766 since 3.32."""
 
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_OF_ABILITIES = uniques.OPERATIONS | failed_rows.OPERATIONS
-_SQL: dict[type[Change], str] = operations.OFTEN | operations.SELDOM | _OF_ABILITIES
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS
+_OF_ABILITIES |= uniques.OPERATIONS | failed_rows.OPERATIONS
+# Outcomes first: see _Layout.
+_SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
+_SQL |= operations.SELDOM | _OF_ABILITIES
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 _HAS_PAYLOAD: frozenset[type[Change]] = frozenset(kind for kind in _SQL if "payload" in kind._fields)
 

@@ -1,11 +1,12 @@
 """Storing tasks of which some are unique."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from sitq.backends.sqlite import uniques
-from sitq.backends.sqlite.changes import StoreUnique
+from sitq.backends.sqlite.abilities import Ability
+from sitq.backends.sqlite.ability_changes import StoreUnique
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.jobs import DUE, Job, ReadJob, Topic, records
 from sitq.backends.sqlite.statements import Notes
@@ -16,16 +17,20 @@ from sitq.models import NewTask, new_claim
 class UniqueEnqueueJob(Job[Sequence[str]]):
     """Stores all of ``tasks`` that are to be stored or none, in this order; returns the ids of those that stand.
 
+    Args:
+        tasks: What to store.
+        abilities: What the file has to have for them.
+
     Raises:
         BackendError: Two of them have one id.
     """
 
     writes = True
     synced = True
-    abilities = (uniques.ABILITY,)
 
-    def __init__(self, tasks: Sequence[NewTask]) -> None:
+    def __init__(self, tasks: Sequence[NewTask], abilities: Collection[Ability]) -> None:
         super().__init__()
+        self.abilities = abilities
         # What is stored already is taken for a repeat, which a second one of the same call is not.
         if len({task.task_id for task in tasks}) < len(tasks):
             raise BackendError("two tasks of one call have the same id; nothing was stored")
@@ -37,7 +42,7 @@ class UniqueEnqueueJob(Job[Sequence[str]]):
         """Gives one for each task."""
         self._now = now
         for task, record, call in zip(self._tasks, records(self._tasks, now), self._calls, strict=True):
-            yield StoreUnique(*record, *uniques.of_task(task), call)
+            yield uniques.store(task, record.available_at, call)
 
     def was_carried_out(self, sqlite: sqlite3.Connection) -> bool:
         """Says which task stands for one that must not be kept out: that is what broke a rule of the table.
@@ -66,19 +71,25 @@ def _standing(notes: Notes) -> Mapping[int, str]:
     return {token: subject for kind, subject, token in notes if kind == "stands"}
 
 
-async def enqueue(connection: Connection, tasks: Sequence[NewTask], on_queued: Callable[[], object]) -> Sequence[str]:
+async def enqueue(
+    connection: Connection,
+    tasks: Sequence[NewTask],
+    abilities: Collection[Ability],
+    on_queued: Callable[[], object],
+) -> Sequence[str]:
     """Stores tasks and returns the ids of those that stand, in their order.
 
     Args:
         connection: Where.
         tasks: At least one of them unique.
+        abilities: What the file has to have for them.
         on_queued: Called when they are about to be stored.
 
     Raises:
         DuplicateTaskError: Another task stands for one of them.
         BackendError: The file did not take them.
     """
-    job = UniqueEnqueueJob(tasks)
+    job = UniqueEnqueueJob(tasks, abilities)
     if any(uniques.of_task(task)[-1] == "raise" for task in tasks):
         # Most duplicates are found by looking: one that is found by storing it rolls the whole batch back, and
         # each of the calls in it is made again by itself.

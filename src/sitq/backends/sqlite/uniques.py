@@ -8,10 +8,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from sitq.backends.sqlite.abilities import Ability, abilities
-from sitq.backends.sqlite.changes import Change, StoreUnique, StoreUniqueThen
+from sitq.backends.sqlite.ability_changes import StoreUnique, StoreUniqueThen
+from sitq.backends.sqlite.changes import Change
 from sitq.backends.sqlite.conditions import IS_HELD
+from sitq.backends.sqlite.lanes import lane_of
 from sitq.errors import DuplicateTaskError
-from sitq.models import NewTask
+from sitq.models import NewTask, Outcome
 
 REPLACED_MICROS = 3600 * 1_000_000
 """How long it is known at least which task a call has replaced: a repeat comes soon after its first try."""
@@ -110,18 +112,32 @@ def is_unique(task: NewTask) -> bool:
     return task.extras is not None and task.extras.unique is not None
 
 
-def of_task(task: NewTask) -> tuple[str | None, int | None, str | None, str | None, int | None, str | None]:
-    """Returns queue, priority, key, what keeps it out, for how long, and what becomes of it then."""
-    extras = task.extras
-    if extras is None:
-        return None, None, None, None, None, None
-    # The default queue at the default priority is no lane: see ``schema``.
-    lane = (extras.queue, extras.priority) if extras.queue or extras.priority else (None, None)
-    unique = extras.unique
+def of_task(task: NewTask) -> tuple[str | None, str | None, int | None, str | None]:
+    """Returns the key, what keeps the task out, for how long, and what becomes of it then."""
+    unique = None if task.extras is None else task.extras.unique
     if unique is None:
-        return *lane, None, None, None, None
+        return None, None, None, None
     period = None if unique.period is None else int(unique.period.total_seconds() * 1_000_000)
-    return *lane, unique.key, unique.while_, period, unique.otherwise
+    return unique.key, unique.while_, period, unique.otherwise
+
+
+def store(task: NewTask, due: int, call: int) -> StoreUnique:
+    """Returns the change that stores a task, unless another one stands for it.
+
+    Args:
+        task: It may be a plain one.
+        due: When it becomes due, in microseconds.
+        call: A token by which the note is found of what stands.
+    """
+    queue, priority = lane_of(task.extras) or (None, None)
+    id_, payload, name, format_, _, max_attempts, *_ = task
+    return StoreUnique(id_, name, format_, payload, max_attempts, due, queue, priority, *of_task(task), call)
+
+
+def store_then(outcome: Outcome, task: NewTask, due: int) -> StoreUniqueThen:
+    """Returns the change that does the same if the task is held of which ``outcome`` is."""
+    fields = store(task, due, 0)[:-1]
+    return StoreUniqueThen(outcome.task.key, outcome.task.claim, outcome.retry_in is not None, *fields)
 
 
 def check_periods(tasks: Iterable[NewTask], kept: int | None) -> None:
@@ -137,7 +153,7 @@ def check_periods(tasks: Iterable[NewTask], kept: int | None) -> None:
     if kept is None:
         return
     for task in tasks:
-        period = of_task(task)[4]
+        period = of_task(task)[2]
         if period is not None and period > kept:
             raise ValueError(
                 f"the period of the unique task {task.name}, {period / 1_000_000:g} seconds, is longer than finished "
@@ -151,7 +167,7 @@ def find_duplicate(connection: sqlite3.Connection, now: int, tasks: Sequence[New
         return None
     before: dict[str, str] = {}  # those of this call that would be stored, by their keys
     for task in tasks:
-        _, _, key, while_, period, otherwise = of_task(task)
+        key, while_, period, otherwise = of_task(task)
         if key is None:
             continue
         found = connection.execute(_FIND, (key, while_, period, now, task.task_id, task.payload)).fetchone()

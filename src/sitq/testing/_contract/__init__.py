@@ -9,10 +9,12 @@ pytest.register_assert_rewrite(
         for room in (
             "base",
             "calling",
+            "cancelling",
             "ending",
             "enduring",
             "holding",
             "inspecting",
+            "lanes",
             "mending",
             "reserving",
             "storing",
