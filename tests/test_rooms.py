@@ -24,6 +24,7 @@ LAYERS = (
         "sitq.backends.inspect",
         "sitq.backends.lanes",
         "sitq.backends.leaving",
+        "sitq.backends.uniques",
         "sitq.backends.many",
     },
     {"sitq.extensions", "sitq.backends.sqlite", "sitq._lanes", "sitq._operations", "sitq._waiting"},

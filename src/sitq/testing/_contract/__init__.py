@@ -18,6 +18,9 @@ pytest.register_assert_rewrite(
             "mending",
             "reserving",
             "storing",
+            "unique",
+            "unique_calls",
+            "unique_lives",
             "watching",
         )
     )
