@@ -107,6 +107,7 @@ class _Limited:
     def __init__(self, run: Run, seconds: float) -> None:
         self._run = run
         self._func: Any = run.call.func
+        self.__wrapped__ = self._func  # by this, others find out what it calls
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
 
