@@ -133,7 +133,7 @@ async def observed(path: Path) -> Observed:
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away the safety net of a wait: it ends when it is woken, or not at all."""
-    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", FOR_EVER_SECONDS)
+    monkeypatch.setattr("sitq._waiting.QUERY_AGAIN_SECONDS", FOR_EVER_SECONDS)
 
 
 async def run_and_get(queue: TaskQueue, backend: SQLiteBackend, func: Callable[..., Any], *args: Any) -> Result[Any]:
@@ -205,7 +205,7 @@ async def test_a_wait_ends_when_the_task_is_finished(path: Path, default: float 
 
 async def test_a_wait_without_a_limit_goes_on(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
     """It outlasts any number of queries that find the task unfinished, running or given back."""
-    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.005)
+    monkeypatch.setattr("sitq._waiting.QUERY_AGAIN_SECONDS", 0.005)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))
@@ -303,7 +303,7 @@ async def test_a_task_that_is_deleted_while_it_is_waited_for_gives_none(
     observed: Observed, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that somebody took away ends the wait at the next query."""
-    monkeypatch.setattr("sitq.queue.QUERY_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("sitq._waiting.QUERY_AGAIN_SECONDS", 0.01)
     async with TaskQueue(observed) as queue:
         task_id = await queue.enqueue(add, 1, 2)
         waiting = asyncio.create_task(queue.get_result(task_id))

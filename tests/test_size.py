@@ -27,7 +27,8 @@ CORE = (
 
 BESIDE = ("serializers/refusals", "backends/sqlite/inspection", "backends/sqlite/examination")
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlite/contents", "backends/sqlite/reading")
-BESIDE += ("backends/sqlite/abilities",)  # and what each ability adds
+BESIDE += ("backends/sqlite/abilities", "backends/sqlite/many")  # and what each ability adds
+BESIDE += ("backends/sqlite/asking", "backends/sqlite/cancelling", "backends/sqlite/failures")
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
 MAX_STATEMENTS = 3_100  # openspec/decisions.md says why it is not 2,200

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import inspect
+import pkgutil
 import re
 import threading
 from pathlib import Path
@@ -21,6 +22,7 @@ from sitq import (
     TaskQueue,
     Worker,
 )
+from sitq.backends.sqlite.abilities import Ability
 from sitq.models import Outcome, Reservation
 from sitq.serializers.calls import make_call
 from sitq.serializers.envelope import dump_call
@@ -203,6 +205,18 @@ async def test_the_spec_has_the_shape_of_the_file(file: Path) -> None:
     }
     assert stated == found
     assert {row["name"] for row in rows(file, "SELECT name FROM sqlite_schema WHERE sql NOTNULL")} == {"tasks", *found}
+
+
+def test_the_spec_has_what_a_file_is_given_at_its_first_use() -> None:
+    """Each ability, and the names of all that it makes."""
+    modules = pkgutil.iter_modules(sitq.backends.sqlite.__path__, "sitq.backends.sqlite.")
+    members = [member for module in modules for member in vars(importlib.import_module(module.name)).values()]
+    abilities = {member.name: " ".join(member.statements) for member in members if isinstance(member, Ability)}
+    stated = {row["ability"].strip("`"): row["what"] for row in TABLES["What a file is given at its first use"]}
+    assert set(stated) == set(abilities)
+    for name, sql in abilities.items():
+        for made in re.findall(r"(?:CREATE (?:TABLE|INDEX|TRIGGER)|ADD COLUMN) (\w+)", sql):
+            assert re.search(rf"`{made}\b", stated[name]), made
 
 
 async def test_the_spec_has_the_formats(queue: TaskQueue, path: Path) -> None:

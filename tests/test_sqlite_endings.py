@@ -151,9 +151,9 @@ async def test_the_triggers_of_endings_are_made_at_the_first_one(path: Path) -> 
     async with connected(SQLiteBackend(path)) as backend:
         await backend.enqueue([new_task()])
         (held,) = await take(backend)
-        assert not {"change_RetryLater", "change_StoreThen"} & await triggers()
+        assert not {"change_KeepAndRetry", "change_StoreThen"} & await triggers()
         await backend.mark_failure([retry(held, then=[new_task("next")])])
-        assert {"change_RetryLater", "change_StoreThen"} <= await triggers()
+        assert {"change_KeepAndRetry", "change_StoreThen"} <= await triggers()
 
 
 async def test_a_call_of_many_statements_records_all_or_nothing(path: Path) -> None:

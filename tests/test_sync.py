@@ -22,7 +22,7 @@ from tests.scripts import run_script
 from tests.support import DEADLINE_SECONDS, add, multiply, rows
 
 THREAD_NAME = "sitq-sync"
-PUBLIC_METHODS = [name for name in vars(TaskQueue) if name[0] != "_"]
+PUBLIC_METHODS = [name for name in dir(TaskQueue) if name[0] != "_"]
 PUBLIC_ENQUEUER = [name for name in vars(Enqueuer) if name[0] != "_"]
 
 
@@ -139,6 +139,8 @@ def test_the_signatures_agree(name: str) -> None:
     assert list(ours.parameters.values()) == list(theirs.parameters.values())
     if name == "options":
         assert (ours.return_annotation, theirs.return_annotation) == (SyncEnqueuer, Enqueuer)
+    elif name == "as_completed":
+        assert (ours.return_annotation, theirs.return_annotation) == ("SyncCompleted[Any]", "Completed[Any]")
     else:
         assert ours.return_annotation == theirs.return_annotation
 
@@ -152,8 +154,8 @@ def test_the_signatures_of_the_enqueuers_agree(name: str) -> None:
 
 def test_both_queues_have_the_same_methods() -> None:
     """Neither has a public name that the other one lacks."""
-    assert {name for name in vars(SyncTaskQueue) if name[0] != "_"} == set(PUBLIC_METHODS)
-    assert set(PUBLIC_METHODS) >= {"enqueue", "enqueue_many", "get_result", "close"}
+    assert {name for name in dir(SyncTaskQueue) if name[0] != "_"} == set(PUBLIC_METHODS)
+    assert set(PUBLIC_METHODS) >= {"enqueue", "enqueue_many", "get_result", "get_results", "as_completed", "close"}
 
 
 @pytest.mark.parametrize("error", [None, KeyError])

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from sitq._checks import check_count, check_seconds, refuse_running_loop
 from sitq._portal import Portal
 from sitq.backends.base import Backend
+from sitq.backends.cancelling import Cancelling, RunningTasks
 from sitq.backends.inspect import Counts, Inspectable, TaskInfo
 from sitq.errors import BackendError
 from sitq.models import Status
@@ -92,8 +93,10 @@ class Operations:
             return await (await _inspectable(self)).retry(checked)
         return await (await _inspectable(self)).retry_failed(**narrowed, since=seconds)
 
-    async def cancel(self, task_ids: Ids) -> Sequence[str]:
+    async def cancel(self, task_ids: Ids, *, running: RunningTasks = "leave") -> Sequence[str]:
         """Finishes pending and abandoned tasks without running them: ``get_result`` returns at once.
+
+        What becomes of tasks that run is said by ``running``.
 
         Abandoned are tasks in progress whose lease is over. If there are more than 500, it is done in
         several transactions, between which others get their turn; if it is interrupted, calling it
@@ -101,17 +104,26 @@ class Operations:
 
         Args:
             task_ids: One id or several.
+            running: What to do with tasks that run. ``"leave"``: nothing. ``"ask"``: they are asked to
+                end, and stay in progress until their code has ended. One that returns a value all the
+                same has succeeded; any other is cancelled, and not retried by a policy. ``"cut"``: they
+                are cancelled at once, and what their code brings is thrown away; but it may go on.
 
         Returns:
-            The ids of the tasks that are cancelled by this call, in the order given. The others do
-            not exist, are held by a worker or finished, and are left as they are.
+            The ids of the tasks that are cancelled by this call, or asked to end by it or an earlier
+            one, in the order given. The others do not exist, are finished, or are held by a worker
+            and were to be left, and are as they were.
 
         Raises:
             TypeError: An id is not a ``str``.
-            BackendError: The backend did not do it, or cannot be inspected.
+            ValueError: ``running`` is none of the three.
+            BackendError: The backend did not do it, cannot be inspected, or cannot end tasks that run.
         """
         checked = check_ids(task_ids)
-        return await (await _inspectable(self)).cancel(checked)
+        check_running(running)
+        done = await cancel_tasks(await _inspectable(self), checked, running)
+        found = {*done.waiting, *done.running}
+        return [task_id for task_id in checked if task_id in found]
 
     # The last one: from here on, `list` is this method to a type checker.
     async def list(
@@ -192,15 +204,15 @@ class SyncOperations:
         ids = None if task_ids is None else check_ids(task_ids)  # here: a generator may depend on its thread
         return self._portal.call(lambda: self._queue.retry(ids, failed=failed, name=name, error=error, since=since))
 
-    def cancel(self, task_ids: Ids) -> Sequence[str]:
-        """Finishes tasks without running them; see :meth:`TaskQueue.cancel`.
+    def cancel(self, task_ids: Ids, *, running: RunningTasks = "leave") -> Sequence[str]:
+        """Finishes tasks without running them, or ends them while they run; see :meth:`TaskQueue.cancel`.
 
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
         refuse_running_loop()
         ids = check_ids(task_ids)
-        return self._portal.call(lambda: self._queue.cancel(ids))
+        return self._portal.call(lambda: self._queue.cancel(ids, running=running))
 
     # The last one: from here on, `list` is this method to a type checker.
     def list(
@@ -233,6 +245,53 @@ async def _inspectable(queue: Operations) -> Inspectable:
     if not queue._connected:
         await queue._connect()
     return backend
+
+
+class Cancelled(NamedTuple):
+    """What a cancellation did.
+
+    Attributes:
+        waiting: The tasks that are finished without being run; in the order given.
+        running: The tasks that ran, and were asked to end or cut; in the order given.
+    """
+
+    waiting: Sequence[str]
+    running: Sequence[str]
+
+
+async def cancel_tasks(backend: Inspectable, task_ids: Sequence[str], running: RunningTasks) -> Cancelled:
+    """Cancels pending and abandoned tasks, and asks those that run to end, or cuts them, if that is wanted.
+
+    Raises:
+        BackendError: The backend did not do it, or cannot end tasks that run.
+    """
+    if running == "leave":
+        return Cancelled(await backend.cancel(task_ids), ())
+    if not isinstance(backend, Cancelling):
+        raise BackendError(
+            f"{type(backend).__name__} cannot end tasks that run: it does not offer what "
+            "sitq.backends.cancelling.Cancelling describes; nothing was cancelled"
+        )
+    waiting = set(await backend.cancel(task_ids))
+    left = [task_id for task_id in task_ids if task_id not in waiting]
+    ended = set(await (backend.ask(left) if running == "ask" else backend.cut(left)))
+    # Of these, some may have been given back, or made due again by a policy, between the two calls.
+    if left := [task_id for task_id in left if task_id not in ended]:
+        waiting |= set(await backend.cancel(left))
+    return Cancelled(
+        [task_id for task_id in task_ids if task_id in waiting], [task_id for task_id in task_ids if task_id in ended]
+    )
+
+
+def check_running(running: str) -> None:
+    """Checks what is to be done with tasks that run.
+
+    Raises:
+        ValueError: It is none of the three words.
+    """
+    words = get_args(RunningTasks.__value__)
+    if running not in words:
+        raise ValueError(f"running must be one of {', '.join(words)}; got {running!r}")
 
 
 def check_ids(task_ids: Ids) -> Sequence[str]:

@@ -5,7 +5,7 @@
     SitqError
     ├── SerializationError            a call or a value cannot be turned into bytes, or back
     ├── TaskFailedError               raised by Result.unwrap() for a task that failed
-    │   ├── TaskCancelledError        the task was cancelled while it waited to be run
+    │   ├── TaskCancelledError        the task was cancelled: while it waited, or while it ran
     │   └── WorkerDiedError           its workers died on every attempt
     ├── TaskTimeoutError              a run took longer than its timeout
     ├── DuplicateTaskError            enqueue: another task stands for this one's unique key
@@ -55,6 +55,12 @@ class TaskFailedError(SitqError):
 WAITING = "cancelled while it waited to be run"
 """What is said of a task that was cancelled for no other reason."""
 
+ASKED = "cancelled while it ran, because somebody asked for it"
+"""The error of a task that was asked to end, and that a backend has ended because it was to run once more."""
+
+CUT = "cut while it ran, because somebody asked for it"
+"""The error of a task that was finished although it ran."""
+
 
 class TaskCancelledError(TaskFailedError):
     """A task was cancelled, and its result was asked for.
@@ -67,8 +73,8 @@ class TaskCancelledError(TaskFailedError):
         super().__init__(task_id, error, traceback)
 
     def __str__(self) -> str:
-        if self.error == WAITING:
-            return f"task {self.task_id} was {WAITING}"
+        if self.error in (WAITING, ASKED, CUT):
+            return f"task {self.task_id} was {self.error}"
         return f"task {self.task_id} was cancelled: {self.error}"
 
 

@@ -205,6 +205,7 @@ class Outcome(NamedTuple):
         counts: Whether a run that is retried counts as one of the task's ``failures``.
         cancelled: Whether the task ends as ``"cancelled"`` instead of ``"failed"``.
         then: Tasks that are stored together with this outcome, or not at all if the claim does not hold.
+        ran_on: Where the run was, for people: host and process. Any backend may be given it, and may ignore it.
     """
 
     task: ReservedTask
@@ -215,6 +216,7 @@ class Outcome(NamedTuple):
     counts: bool = True
     cancelled: bool = False
     then: Sequence[NewTask] = ()
+    ran_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

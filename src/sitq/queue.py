@@ -1,10 +1,8 @@
 """The producer's face: store tasks, wait for results."""
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Self, overload
 
@@ -12,29 +10,22 @@ from sitq._checks import check_count, check_seconds
 from sitq._enqueuer import Enqueuer, Said, TaskMaker
 from sitq._operations import Operations
 from sitq._options import Context, Eta, OnFailure, UniqueKey
+from sitq._results import TURN_SECONDS, Completed, Results
 from sitq.backends.base import Backend, check_backend
 from sitq.backends.sqlite import SQLiteBackend
-from sitq.errors import SerializationError
 from sitq.extensions.base import Extension, check_extensions
 from sitq.extensions.retries import RetryPolicy
-from sitq.models import FINISHED, MAX_ATTEMPTS, NewTask, Result, TaskId
+from sitq.models import MAX_ATTEMPTS, NewTask, TaskId
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.serializers.base import check_serializer
 
-__all__ = ["Enqueuer", "TaskQueue"]
-
-TURN_SECONDS = 0.002
-"""How long ``enqueue_many`` serializes calls before it lets the event loop turn."""
-
-QUERY_AGAIN_SECONDS = 5.0
-"""How often a waiting ``get_result`` asks the backend, in case that its watch fails. Usually it is
-woken when the result is written."""
+__all__ = ["Completed", "Enqueuer", "TaskQueue"]
 
 type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
 
-class TaskQueue(Operations):
+class TaskQueue(Results, Operations):
     """Stores tasks and gives their results, in async code.
 
     Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.
@@ -43,8 +34,9 @@ class TaskQueue(Operations):
     Args:
         backend: Where the tasks are; ``None`` means ``SQLiteBackend("sitq.db")``.
         serializer: Turns calls and results into bytes; the worker needs the same one.
-        default_result_timeout: Seconds that :meth:`get_result` waits if it is not given a
-            timeout; ``None`` waits until the task is finished.
+        default_result_timeout: Seconds that :meth:`get_result`, :meth:`get_results` and
+            :meth:`as_completed` wait if they are not given a timeout; ``None`` waits until the tasks are
+            finished.
         max_attempts: How often a task may be started before it is failed for the death of its
             workers, at least 1. This is not a number of retries: a raise is no death. The last attempt
             runs alone in its worker: with 1, every task does, and the worker's other slots stay empty.
@@ -241,63 +233,3 @@ class TaskQueue(Operations):
             await self._connect()
         standing = await self._backend.enqueue(tasks)
         return [*map(TaskId[Any], standing)] if standing else ids
-
-    @overload
-    async def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
-    @overload
-    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
-    async def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """Waits until a task is finished and returns its result.
-
-        Args:
-            task_id: What ``enqueue`` returned.
-            timeout: Seconds to wait; ``0`` asks once. ``None`` takes ``default_result_timeout``; if that
-                is ``None`` too, it waits until the task is finished.
-
-        Returns:
-            The result; ``None`` if it is not there in time, and at once if there is no such task.
-
-        Raises:
-            TypeError: An argument is of the wrong type.
-            ValueError: ``timeout`` is negative or not finite.
-            SerializationError: The value cannot be loaded here.
-            BackendError: The backend could not be asked.
-        """
-        if not isinstance(task_id, str):
-            raise TypeError(f"task_id must be a str, not {type(task_id).__name__}")
-        timeout = self._default_result_timeout if timeout is None else check_seconds("timeout", timeout)
-        if not self._connected:
-            await self._connect()
-        found = await self._backend.get_result(task_id)
-        if found is not None and found.status not in FINISHED:
-            found = await self._wait(task_id, timeout) if timeout != 0 else None
-        return None if found is None else self._loaded(found)
-
-    async def _wait(self, task_id: str, timeout: float | None) -> Result[bytes] | None:
-        changed = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (math.inf if timeout is None else timeout)
-        with self._backend.watch(changed.set, task_id=task_id):
-            while True:
-                changed.clear()
-                found = await self._backend.get_result(task_id)
-                if found is None or found.status in FINISHED:
-                    return found
-                left = min(QUERY_AGAIN_SECONDS, deadline - loop.time())
-                if left <= 0:
-                    return None
-                timer = loop.call_later(left, changed.set)
-                try:
-                    await changed.wait()
-                finally:
-                    timer.cancel()
-
-    def _loaded(self, found: Result[bytes]) -> Result[Any]:
-        if found.value is None:
-            return found
-        try:
-            return replace(found, value=self._serializer.loads(found.value))
-        except Exception as error:
-            raise SerializationError(
-                f"the result of task {found.task_id} cannot be loaded here: {type(error).__name__}: {error}"
-            ) from error

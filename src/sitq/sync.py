@@ -9,12 +9,15 @@ from sitq._enqueuer import Enqueuer
 from sitq._operations import SyncOperations
 from sitq._options import Context, Eta, OnFailure, UniqueKey
 from sitq._portal import Portal
+from sitq._results import SyncCompleted, SyncResults
 from sitq.backends.base import Backend
 from sitq.extensions.base import Extension
 from sitq.extensions.retries import RetryPolicy
-from sitq.models import MAX_ATTEMPTS, Result, TaskId
+from sitq.models import MAX_ATTEMPTS, TaskId
 from sitq.queue import AnyCallable, AsyncCallable, TaskQueue
 from sitq.serializers.base import Serializer
+
+__all__ = ["SyncCompleted", "SyncEnqueuer", "SyncTaskQueue"]
 
 
 class SyncEnqueuer:
@@ -57,7 +60,7 @@ class SyncEnqueuer:
         return self._portal.call(lambda: self._enqueuer.enqueue_many(calls))
 
 
-class SyncTaskQueue(SyncOperations):
+class SyncTaskQueue(SyncResults, SyncOperations):
     """A :class:`TaskQueue` for scripts and other code without an event loop.
 
     It owns one private event loop in one background thread, which the first call starts, and may
@@ -181,15 +184,3 @@ class SyncTaskQueue(SyncOperations):
         """
         given = {name: value for name, value in locals().items() if name != "self"}
         return SyncEnqueuer(self._portal, self._queue.options(**given))
-
-    @overload
-    def get_result[T](self, task_id: TaskId[T], timeout: float | None = None) -> Result[T] | None: ...
-    @overload
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None: ...
-    def get_result(self, task_id: str, timeout: float | None = None) -> Result[Any] | None:
-        """Waits for a task and returns its result; see :meth:`TaskQueue.get_result`.
-
-        Raises:
-            RuntimeError: An event loop runs in this thread.
-        """
-        return self._portal.call(lambda: self._queue.get_result(task_id, timeout))

@@ -26,8 +26,10 @@ LIST_KEYS = [
     "started_at",
     "finished_at",
     "error",
+    "failures",
+    "asked_at",
 ]
-SHOW_KEYS = [*LIST_KEYS, "traceback", "format", "payload_bytes", "result_bytes"]
+SHOW_KEYS = [*LIST_KEYS, "traceback", "format", "payload_bytes", "result_bytes", "failed_attempts"]
 COUNT_KEYS = [
     *COUNTS,
     "scheduled",

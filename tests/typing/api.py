@@ -2,6 +2,7 @@
 """Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
@@ -186,6 +187,32 @@ async def read(queue: TaskQueue, task_id: TaskId[int], text: str) -> None:
     optional = await queue.get_result(await queue.enqueue(maybe, 1))
     if optional is not None:
         assert_type(optional.unwrap(), str | None)
+
+
+async def read_many(queue: TaskQueue, ids: list[TaskId[int]], calls: Sequence[Callable[[], object]]) -> None:
+    """The results of many tasks know their values, if the ids are of one kind."""
+    assert_type(await queue.get_results(ids), list[Result[int] | None])
+    assert_type(await queue.get_results(tuple(ids), timeout=1.5), list[Result[int] | None])
+    assert_type(await queue.get_results(task_id for task_id in ids), list[Result[int] | None])
+    assert_type(await queue.get_results(await queue.enqueue_many(calls)), list[Result[Any] | None])
+    assert_type(await queue.get_results(["text"], 0), list[Result[Any] | None])
+    async for result in queue.as_completed(ids, timeout=1.5):
+        assert_type(result, Result[int])
+        assert_type(result.unwrap(), int)
+    async for some in queue.as_completed({"text"}):
+        assert_type(some, Result[Any])
+    async with aclosing(queue.as_completed([await queue.enqueue(maybe, 1)])) as results:
+        assert_type(await anext(results), Result[str | None])
+
+
+def read_many_from_sync_code(queue: SyncTaskQueue, ids: Sequence[TaskId[bytes]]) -> None:
+    """The same without ``await``."""
+    assert_type(queue.get_results(ids), list[Result[bytes] | None])
+    assert_type(queue.get_results(["text"], timeout=1), list[Result[Any] | None])
+    for result in queue.as_completed(ids, timeout=1.5):
+        assert_type(result.unwrap(), bytes)
+    with closing(queue.as_completed(["text"])) as results:
+        assert_type(next(results), Result[Any])
 
 
 def produce_from_sync_code(queue: SyncTaskQueue, context: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ and ``cancel`` of a queue and all of the command line stand on it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 
@@ -32,6 +32,8 @@ class TaskInfo:
         finished_at: When it was finished or cancelled; ``None`` if it is neither.
         error: ``"ExceptionType: message"`` of a task that failed, of a run that was cancelled, or of the
             latest run that raised if the task was retried after it; else ``None``.
+        failures: How many of its runs raised and were retried by a policy, since it was stored or retried by hand.
+        asked_at: When it was asked to end while it ran; ``None`` if it was not, or was retried by hand since.
     """
 
     task_id: str
@@ -45,6 +47,32 @@ class TaskInfo:
     started_at: datetime | None
     finished_at: datetime | None
     error: str | None
+    failures: int = field(default=0, kw_only=True)
+    asked_at: datetime | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """A run of a task that failed, whether or not it was the last one.
+
+    A run that ended with the death of its worker, one that was cancelled, and one that only asked to be
+    tried again later, are none.
+
+    Attributes:
+        attempt: The number of the run. After a retry by hand, numbers come again.
+        started_at: When it was reserved.
+        ended_at: When its outcome was recorded.
+        error: ``"ExceptionType: message"``.
+        traceback: The worker's traceback, formatted, if there is one.
+        ran_on: Where it ran, for people: host and process; empty if nobody said so.
+    """
+
+    attempt: int
+    started_at: datetime | None
+    ended_at: datetime
+    error: str
+    traceback: str | None
+    ran_on: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +84,15 @@ class TaskDetails(TaskInfo):
         format: What wrote the payload.
         payload_bytes: The size of the payload.
         result_bytes: The size of the result; ``None`` if there is none.
+        failed_attempts: Its failed runs, the oldest first, those before a retry by hand among them. A
+            backend may keep the latest ones only, or none.
     """
 
     traceback: str | None
     format: str
     payload_bytes: int
     result_bytes: int | None
+    failed_attempts: Sequence[FailedAttempt] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +104,7 @@ class Counts:
         in_progress: Tasks that were reserved and have no outcome yet.
         success: Tasks that returned a value.
         failed: Tasks that raised, or whose attempts are spent.
-        cancelled: Tasks that were cancelled while they waited.
+        cancelled: Tasks that were cancelled, while they waited or while they ran.
         scheduled: How many of ``pending`` are not due yet.
         abandoned: How many of ``in_progress`` have a lease that has ended, and were not taken over.
         oldest_waiting: For how many seconds the oldest due task of ``pending`` has been due;

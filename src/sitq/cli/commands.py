@@ -3,25 +3,25 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sitq import BackendError, BackendReadOnlyError, SQLiteBackend
+from sitq._operations import Cancelled, cancel_tasks
+from sitq.backends.cancelling import RunningTasks
 from sitq.backends.inspect import Inspectable, TaskDetails
 from sitq.cli import options, render
 from sitq.cli.child import ChildSettings, configure_logging
 from sitq.cli.doctor import examine
+from sitq.cli.mended import WORDS, Refused, count, refused, report, unique
 from sitq.cli.opening import ask
 from sitq.cli.options import IDS, JSON, NARROWING, PATH
 from sitq.cli.supervisor import Supervisor, check, logger
 from sitq.cli.watch import watch as watch_backend
 from sitq.models import STATUSES
-
-type Refused = dict[str, str | None]
-"""The status of each task that was left as it is; ``None`` if there is no such task."""
 
 MAX_NAMED_IDS = 5
 """How many ids an error names at most."""
@@ -210,9 +210,10 @@ def list_(path: Path, as_json: bool, **filters: Any) -> None:
 @root.command()
 @PATH
 @click.argument("task_id", metavar="ID")
+@click.option("--tracebacks", is_flag=True, help="Print the traceback of each failed attempt, not of the last alone.")
 @JSON
-def show(path: Path, task_id: str, as_json: bool) -> None:
-    """Show one task: times, attempts, error and remote traceback.
+def show(path: Path, task_id: str, tracebacks: bool, as_json: bool) -> None:
+    """Show one task: times, attempts, errors and remote traceback.
 
     The beginning of an ID is enough if no other id begins so.
     """
@@ -222,7 +223,7 @@ def show(path: Path, task_id: str, as_json: bool) -> None:
     if as_json:
         render.show_json(render.as_json(task))
     else:
-        render.show(render.details(task))
+        render.show(render.details(task, tracebacks=tracebacks))
 
 
 @root.command()
@@ -249,26 +250,41 @@ def retry(path: Path, task_ids: tuple[str, ...], failed: bool, as_json: bool, **
         done = await backend.retry(unique(task_ids))
         return done, await refused(backend, task_ids, done)
 
-    report("retried", *ask(path, question, changes=True), as_json=as_json)
+    done, left = ask(path, question, changes=True)
+    report({"retried": done}, left, as_json=as_json)
 
 
 @root.command()
 @PATH
 @IDS
+@click.option(
+    "--running",
+    type=click.Choice(["leave", "ask", "cut"]),
+    default="leave",
+    show_default=True,
+    help="What to do with tasks that are running.",
+)
 @JSON
-def cancel(path: Path, task_ids: tuple[str, ...], as_json: bool) -> None:
-    """Cancel waiting tasks.
+def cancel(path: Path, task_ids: tuple[str, ...], running: RunningTasks, as_json: bool) -> None:
+    """Cancel waiting tasks, and running ones if told to.
 
-    They are finished without being run, and whoever waits for their result
-    learns it at once. A task that is running cannot be cancelled, unless it
-    was abandoned: its worker is gone, and its lease is over.
+    Waiting tasks are finished without being run, and whoever waits for their
+    result learns it at once. So are abandoned ones: the worker is gone, and
+    the lease is over.
+
+    With --running ask, a running task is asked to end: it stays in progress
+    until its code has ended, and has succeeded if it returns a value all the
+    same. With --running cut it is cancelled at once, and what its code
+    returns is thrown away; but the code may go on.
     """
 
-    async def question(backend: Inspectable) -> tuple[Sequence[str], Refused]:
-        done = await backend.cancel(unique(task_ids))
-        return done, await refused(backend, task_ids, done)
+    async def question(backend: Inspectable) -> tuple[Cancelled, Refused]:
+        done = await cancel_tasks(backend, unique(task_ids), running)
+        return done, await refused(backend, task_ids, [*done.waiting, *done.running])
 
-    report("cancelled", *ask(path, question, changes=True), as_json=as_json)
+    (waiting, ended), left = ask(path, question, changes=True)
+    done = {"cancelled": waiting} if running == "leave" else {"cancelled": waiting, WORDS[running]: ended}
+    report(done, left, as_json=as_json)
 
 
 @root.command()
@@ -345,37 +361,3 @@ async def find(backend: Inspectable, task_id: str) -> TaskDetails | None:
         named = ", ".join(map(render.line, ids[:MAX_NAMED_IDS])) + (", …" if len(ids) > MAX_NAMED_IDS else "")
         raise click.ClickException(f"several ids begin with {render.line(task_id)}: {named}; give more of it")
     return await backend.show(ids[0]) if ids else None
-
-
-def unique(task_ids: Iterable[str]) -> Sequence[str]:
-    """Returns each id once, in order."""
-    return list(dict.fromkeys(task_ids))
-
-
-async def refused(backend: Inspectable, task_ids: Iterable[str], done: Iterable[str]) -> Refused:
-    """Returns the tasks that were left as they are, with the reason."""
-    left: Refused = dict.fromkeys(task_ids)
-    for task_id in done:
-        del left[task_id]
-    for task_id in left:
-        if (task := await backend.show(task_id)) is not None:
-            left[task_id] = task.status
-    return left
-
-
-def report(done: str, task_ids: Sequence[str], left: Refused, *, as_json: bool) -> None:
-    """Says what was done, and on stderr what was not; the status is 1 if something was not."""
-    if as_json:
-        reasons = [{"task_id": task_id, "status": status} for task_id, status in left.items()]
-        render.show_json({done: list(task_ids), "refused": reasons})
-    else:
-        render.show(f"{done} {count(len(task_ids))}")
-        for task_id, status in left.items():
-            why = "there is no such task" if status is None else f"it is {status}"
-            click.echo(f"not {done}: {render.line(task_id)}: {why}", err=True)
-    sys.exit(1 if left else 0)
-
-
-def count(number: int) -> str:
-    """Returns a number of tasks in words."""
-    return "1 task" if number == 1 else f"{number:,} tasks"

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sitq import _logs
-from sitq.backends.inspect import Counts, Finding, TaskDetails, TaskInfo
+from sitq.backends.inspect import Counts, FailedAttempt, Finding, TaskDetails, TaskInfo
 from sitq.cli.durations import format_duration
 from sitq.models import STATUSES
 
@@ -58,10 +58,15 @@ def show_json(value: Any, *, indent: int | None = 2) -> None:
 
 def as_json(value: Any) -> dict[str, Any]:
     """Returns one of the dataclasses with its moments in ISO 8601."""
-    return {key: _plain(item) for key, item in dataclasses.asdict(value).items()}
+    found: dict[str, Any] = _plain(dataclasses.asdict(value))
+    return found
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
 
 
@@ -129,7 +134,9 @@ def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
         return Text("no tasks")
     out, now = console(), datetime.now(UTC)
     rows = [("TASK", "STATUS", "ATTEMPT", "AGE")]
-    rows += [(line(task.task_id), task.status, f"{task.attempt}/{task.max_attempts}", age(task, now)) for task in tasks]
+    rows += [
+        (line(task.task_id), _status(task), f"{task.attempt}/{task.max_attempts}", age(task, now)) for task in tasks
+    ]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     room = out.width - sum(widths) - 2 * len(widths)
     names = ["NAME", *(line(task.name) for task in tasks)]
@@ -144,6 +151,10 @@ def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
         if task.error is not None:
             lines += _error(line(task.error.strip()), out)
     return Group(*lines)
+
+
+def _status(task: TaskInfo) -> str:
+    return "in_progress, asked to end" if task.asked_at and task.status == "in_progress" else task.status
 
 
 def _row(row: Sequence[str], widths: Sequence[int], name: str, style: str) -> Text:
@@ -179,8 +190,8 @@ def age(task: TaskInfo, now: datetime) -> str:
     return f"in {format_duration(-seconds)}" if seconds < 0 else format_duration(seconds)
 
 
-def details(task: TaskDetails) -> RenderableType:
-    """Everything about one task."""
+def details(task: TaskDetails, *, tracebacks: bool) -> RenderableType:
+    """Everything about one task, and the traceback of each of its failed attempts if ``tracebacks`` is set."""
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=9, style="dim")
     table.add_column(overflow="fold")
@@ -196,9 +207,30 @@ def details(task: TaskDetails) -> RenderableType:
         table.add_row("result", f"{task.result_bytes:,} bytes")
     if task.error is not None:
         table.add_row("error", Text(printable(task.error), "red"))
-    if task.traceback is None:
-        return table
-    return Group(table, Text(), Padding(Text(printable(task.traceback).rstrip()), (0, 0, 0, INDENT), expand=False))
+    parts: list[RenderableType] = [table]
+    if task.traceback is not None:
+        traceback = Text(printable(task.traceback).rstrip())
+        parts += [Text(), Padding(traceback, (0, 0, 0, INDENT), expand=False)]
+    if task.failed_attempts:
+        parts += [Text(), _failed_attempts(task.failed_attempts, now, tracebacks=tracebacks)]
+    return Group(*parts)
+
+
+def _failed_attempts(failed: Iterable[FailedAttempt], now: datetime, *, tracebacks: bool) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=9, style="dim")
+    table.add_column(overflow="fold")
+    for each in failed:
+        said = f"attempt {each.attempt}, {_moment(each.ended_at, now)}"
+        if each.started_at is not None:
+            said += f", after {(each.ended_at - each.started_at).total_seconds():,.3f} seconds"
+        if each.ran_on:
+            said += f", on {line(each.ran_on)}"
+        table.add_row("failed", Text(said))
+        table.add_row("", Text(printable(each.error), "red"))
+        if tracebacks and each.traceback is not None:
+            table.add_row("", Text(printable(each.traceback).rstrip()))
+    return table
 
 
 def _moments(task: TaskInfo) -> Iterable[tuple[str, datetime]]:
@@ -207,6 +239,7 @@ def _moments(task: TaskInfo) -> Iterable[tuple[str, datetime]]:
         "due": task.due_at,
         "started": task.started_at,
         "lease end": task.lease_ends_at,
+        "asked": task.asked_at,
         "cancelled" if task.status == "cancelled" else "finished": task.finished_at,
     }
     return ((name, moment) for name, moment in moments.items() if moment is not None)

@@ -9,13 +9,11 @@ from sitq._checks import check_positive_seconds
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
 from sitq.backends.cancelling import Cancelling as CanCancel
-from sitq.errors import BackendError
+from sitq.errors import ASKED, BackendError
 from sitq.extensions.base import FailedRun, Run, Runs
 from sitq.serializers.calls import is_async
 
 logger = SafeLogger("sitq.worker")
-
-ASKED = "cancelled while it ran, because somebody asked for it"
 
 
 class Cancelling:

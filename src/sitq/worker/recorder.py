@@ -1,6 +1,9 @@
 """Recording how tasks ended, until the backend takes it."""
 
 import asyncio
+import functools
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 
@@ -100,7 +103,7 @@ class Recorder:
             self._on_recorded(held for held, _ in group)
 
     async def _mark(self, outcomes: list[Outcome]) -> Iterable[ReservedTask]:
-        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        failures = [_located(outcome) for outcome in outcomes if outcome.error is not None]
         if not failures:
             return await self._backend.mark_success(outcomes)
         calls = [self._backend.mark_failure(failures)]
@@ -113,6 +116,16 @@ class Recorder:
     def _report(self, not_held: Iterable[ReservedTask]) -> None:
         for task in not_held:
             self._events.emit("not_held", task, reason="what it returned changes nothing")
+
+
+def _located(outcome: Outcome) -> Outcome:
+    """Says of a failure that it was in this process, unless an executor knows better."""
+    return outcome if outcome.ran_on else outcome._replace(ran_on=_here(os.getpid()))
+
+
+@functools.cache
+def _here(pid: int) -> str:
+    return f"{socket.gethostname()}, pid {pid}"
 
 
 async def give_back(backend: Backend, tasks: list[ReservedTask]) -> None:

@@ -12,8 +12,10 @@ from typing import get_args
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
-from sitq.backends.sqlite import queries
+from sitq.backends.many import Ended
+from sitq.backends.sqlite import many, queries
 from sitq.backends.sqlite.batch import Durability
+from sitq.backends.sqlite.cancelling import Cancellation
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import (
@@ -45,7 +47,7 @@ MAX_STORABLE_BYTES = 500_000_000
 _NO_EXTRAS = Extras()
 
 
-class SQLiteBackend(Inspection):
+class SQLiteBackend(Inspection, Cancellation):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.
@@ -189,8 +191,11 @@ class SQLiteBackend(Inspection):
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
-        job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
-        return to_reservation(await self._connected().call(job))
+        while True:
+            job = ReserveJob(limit, lease, alone, self._reserve_state, self._give_back)
+            found = await self._connected().call(job)
+            if found.rows or found.reservation.buried or not found.ended:
+                return to_reservation(found)
 
     async def renew(self, tasks: Sequence[ReservedTask], *, lease: float) -> Sequence[ReservedTask]:
         """Lets the leases of ``tasks`` end ``lease`` seconds from now; returns those not held."""
@@ -231,6 +236,20 @@ class SQLiteBackend(Inspection):
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> AbstractContextManager[None]:
         """Calls ``on_change`` when there may be something new to find; see :class:`~sitq.Backend`."""
         return self._watchers.watching(on_change, task_id)
+
+    async def get_results(self, task_ids: Sequence[str]) -> Ended:
+        """Returns which of some tasks have ended; see :class:`~sitq.backends.many.ManyResults`.
+
+        Raises:
+            BackendCorruptError: The row of one of them is malformed.
+        """
+        return await self._connected().call(ReadJob(lambda sqlite, _: many.get_results(sqlite, task_ids)))
+
+    def watch_results(
+        self, on_change: Callable[[str], object], task_ids: Collection[str]
+    ) -> AbstractContextManager[None]:
+        """Calls ``on_change`` when one of some tasks may have ended; see :class:`~sitq.backends.many.ManyResults`."""
+        return self._watchers.watching_many(on_change, task_ids)
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -19,6 +19,7 @@ result            the serialized return value
 error             ``"ExceptionType: message"``
 traceback         the formatted traceback
 counts            whether a run that is retried counts as one of the task's failures
+ran_on            where the run was, for people
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
@@ -89,6 +90,29 @@ class RetryLater(NamedTuple):
     counts: bool
 
 
+class KeepAndFail(NamedTuple):
+    """As :class:`Fail`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    status: Literal["failed"]
+    error: str | None
+    traceback: str | None
+    ran_on: str
+
+
+class KeepAndRetry(NamedTuple):
+    """As :class:`RetryLater`, and keeps the failed attempt."""
+
+    id: int | str
+    claim: int | str
+    available_at: int
+    error: str | None
+    traceback: str | None
+    counts: bool
+    ran_on: str
+
+
 class StoreThen(NamedTuple):
     """Stores a task if another one, of which ``id`` and ``claim`` are, is held."""
 
@@ -131,4 +155,41 @@ class Cancel(NamedTuple):
     call: int
 
 
-type Change = StoreTask | Reserve | Renew | Succeed | Fail | RetryLater | StoreThen | Release | Prune | Retry | Cancel
+class Ask(NamedTuple):
+    """Asks a task in progress to end; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Cut(NamedTuple):
+    """Finishes a task in progress, whose run goes on for nobody; by hand."""
+
+    task_id: str
+    call: int
+
+
+class Unask(NamedTuple):
+    """Forgets that an abandoned task was asked to end; by hand."""
+
+    task_id: str
+
+
+type Change = (
+    StoreTask
+    | Reserve
+    | Renew
+    | Succeed
+    | Fail
+    | RetryLater
+    | KeepAndFail
+    | KeepAndRetry
+    | StoreThen
+    | Release
+    | Prune
+    | Retry
+    | Cancel
+    | Ask
+    | Cut
+    | Unask
+)

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sitq.backends.inspect import Counts, Finding, PayloadFormat, TaskDetails, TaskInfo
-from sitq.backends.sqlite import examination, mending
+from sitq.backends.inspect import Counts, FailedAttempt, Finding, PayloadFormat, TaskDetails, TaskInfo
+from sitq.backends.sqlite import asking, examination, failures, mending
+from sitq.backends.sqlite.abilities import abilities
 from sitq.backends.sqlite.jobs import ReadJob
 from sitq.backends.sqlite.listing import Connected, Query, decoded, walk
 from sitq.backends.sqlite.statements import Row
@@ -37,10 +38,14 @@ _COUNTS = """
 _OLDEST = 7  # which of them is a time
 
 # A run that was retried by a policy has raised max_attempts by one: what is shown is what was asked for.
-_INFO = """task_id, name, status, attempt, max_attempts - failures - snoozes, error, enqueued_at,
+_INFO = """task_id, name, status, attempt, max_attempts - failures - snoozes, error, failures, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
-    started_at, finished_at"""
+    started_at, finished_at, {asked_at}"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"
+_FAILURES = """
+    SELECT attempt, started_at, ended_at, error, traceback, ran_on FROM task_failures
+    WHERE task = (SELECT id FROM tasks WHERE task_id = ?) ORDER BY number
+"""
 # By the index of the ids. Nothing that can stand in an id sorts behind the last character.
 _IDS = "SELECT task_id FROM tasks WHERE task_id >= ?1 AND task_id < ?1 || char(1114111) ORDER BY task_id LIMIT ?2"
 _FORMATS = """
@@ -129,7 +134,10 @@ class Inspection:
             ValueError: ``before`` is not in this list.
             BackendCorruptError: A row holds what sitq did not write.
         """
-        rows = await walk(self._connected(), Query(status, name, error, since, before), _INFO, limit)
+        connection = self._connected()
+        asked_at = await connection.call(ReadJob(lambda sqlite, _: asking.column(sqlite)))
+        columns = _INFO.format(asked_at=asked_at)
+        rows = await walk(connection, Query(status, name, error, since, before), columns, limit)
         return [TaskInfo(**_info(row)) for row in rows]
 
 
@@ -143,15 +151,38 @@ def _counts(connection: sqlite3.Connection, now: int) -> Counts:
 def _show(connection: sqlite3.Connection, task_id: str) -> TaskDetails | None:
     try:
         with decoded(connection):
-            row = connection.execute(_SHOW, (task_id,)).fetchone()
+            sql = _SHOW.format(asked_at=asking.column(connection))
+            row = connection.execute(sql, (task_id,)).fetchone()
+            failed_attempts = _failed_attempts(connection, task_id)
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return None
     if row is None:
         return None
     (traceback, format_, payload_bytes, result_bytes), info = row[:4], row[4:]
     return TaskDetails(
-        **_info(info), traceback=traceback, format=format_, payload_bytes=payload_bytes, result_bytes=result_bytes
+        **_info(info),
+        traceback=traceback,
+        format=format_,
+        payload_bytes=payload_bytes,
+        result_bytes=result_bytes,
+        failed_attempts=failed_attempts,
     )
+
+
+def _failed_attempts(connection: sqlite3.Connection, task_id: str) -> Sequence[FailedAttempt]:
+    if failures.ABILITY.name not in abilities(connection):
+        return ()
+    return [
+        FailedAttempt(
+            attempt=attempt,
+            started_at=None if started is None else from_micros(started),
+            ended_at=from_micros(ended),
+            error=error or "",
+            traceback=traceback,
+            ran_on=ran_on,
+        )
+        for attempt, started, ended, error, traceback, ran_on in connection.execute(_FAILURES, (task_id,))
+    ]
 
 
 def _ids(connection: sqlite3.Connection, prefix: str, limit: int) -> Sequence[str]:
@@ -163,7 +194,7 @@ def _ids(connection: sqlite3.Connection, prefix: str, limit: int) -> Sequence[st
 
 
 def _info(row: Row) -> dict[str, Any]:
-    task_id, name, status, attempt, max_attempts, error, *micros = row
+    task_id, name, status, attempt, max_attempts, error, failed, *micros = row
     try:
         times = [None if time is None else from_micros(time) for time in micros]
         if status not in STATUSES or times[0] is None:
@@ -173,7 +204,7 @@ def _info(row: Row) -> dict[str, Any]:
             f"the row of task {task_id} was not written by sitq: its status is {status!r} and its times are "
             f"{micros}; correct it or delete it"
         ) from reason
-    names = ("enqueued_at", "due_at", "lease_ends_at", "started_at", "finished_at")
+    names = ("enqueued_at", "due_at", "lease_ends_at", "started_at", "finished_at", "asked_at")
     return {
         "task_id": task_id,
         "name": name,
@@ -181,5 +212,6 @@ def _info(row: Row) -> dict[str, Any]:
         "attempt": attempt,
         "max_attempts": max_attempts,
         "error": error,
+        "failures": failed,
         **dict(zip(names, times, strict=True)),
     }

@@ -4,14 +4,17 @@ import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
-from sitq.backends.sqlite import queries
+from sitq.backends.sqlite import asking, failures, queries
 from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
+    KeepAndFail,
+    KeepAndRetry,
     Prune,
     Release,
     Renew,
@@ -204,11 +207,15 @@ class ReserveJob(Job[Found]):
             self._state.pruning.pause()
         found = queries.reserved(sqlite, now, self._limit, self._claim, self._until, notes)
         self._state.more_is_due = len(found.rows) == self._limit
+        if ended := asking.ended_instead(sqlite, now, self._claim, found.reservation.buried):
+            buried = [task_id for task_id in found.reservation.buried if task_id not in ended]
+            # Fewer came back than were asked for, although there may be more.
+            return found._replace(ended=ended, reservation=replace(found.reservation, buried=buried, next_due_in=0.0))
         return found
 
     def notifies(self, result: Found) -> Iterable[Topic]:
-        """Wakes those who wait for a task that was buried."""
-        return result.reservation.buried
+        """Wakes those who wait for a task that was buried, or that was to end and has ended."""
+        return [*result.reservation.buried, *result.ended]
 
     def on_abandoned(self, result: Found) -> None:
         """Gives the tasks back."""
@@ -249,13 +256,25 @@ class RenewJob(_HoldingJob):
 class ReleaseJob(_HoldingJob):
     """Gives tasks back, due at once and the attempt unspent."""
 
+    _may_end = False  # whether some may have been asked to end, and have ended by it
+
     def changes(self, now: int) -> Iterator[Release]:
         """Gives one for each task."""
         return (Release(task.key, task.claim) for task in self._tasks)
 
+    def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
+        """Returns the tasks that were not held."""
+        self._may_end = asking.is_used(sqlite)
+        return super().read(sqlite, now, notes)
+
     def notifies(self, result: list[ReservedTask]) -> Iterable[Topic]:
-        """Wakes workers."""
-        return (DUE,)
+        """Wakes workers, and those who wait for a task that may have ended instead."""
+        return [DUE, *(task.task_id for task in self._tasks)] if self._may_end else (DUE,)
+
+
+def _is_failed_attempt(outcome: Outcome) -> bool:
+    """Whether a run has failed: neither did it end because it was to, nor does it only wait for something."""
+    return not outcome.cancelled and (outcome.retry_in is None or outcome.counts)
 
 
 class RecordJob(Job[list[ReservedTask]]):
@@ -268,26 +287,34 @@ class RecordJob(Job[list[ReservedTask]]):
         self._outcomes = outcomes
         self.synced = any(outcome.then for outcome in outcomes)  # they are new tasks like any other
         self._status: Literal["success", "failed"] = status
+        self._may_end = False  # whether some that are tried again may have been asked to end, and have ended by it
+        if status == "failed" and any(map(_is_failed_attempt, outcomes)):
+            self.abilities = (failures.ABILITY,)
 
     def changes(self, now: int) -> Iterator[Change]:
         """Gives one for each outcome, and before it one for each task that is stored with it."""
         for outcome in self._outcomes:
-            task, result, error, traceback, retry_in, counts, cancelled, then = outcome
+            task, result, error, traceback, retry_in, counts, cancelled, then, ran_on = outcome
             if then:
                 for record in _records(then, now):
                     yield StoreThen(task.key, task.claim, *record)
             if retry_in is not None:
                 due = min(now + micros(retry_in), MAX_MOMENT)
-                yield RetryLater(task.key, task.claim, due, error, traceback, counts)
+                if counts and self.abilities:
+                    yield KeepAndRetry(task.key, task.claim, due, error, traceback, counts, ran_on)
+                else:
+                    yield RetryLater(task.key, task.claim, due, error, traceback, counts)
             elif cancelled:
                 yield Fail(task.key, task.claim, "cancelled", error, traceback)
             elif self._status == "success":
                 yield Succeed(task.key, task.claim, result)
             else:
-                yield Fail(task.key, task.claim, "failed", error, traceback)
+                yield KeepAndFail(task.key, task.claim, "failed", error, traceback, ran_on)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> list[ReservedTask]:
         """Returns the tasks that were not held, unless the same outcome had been recorded by an earlier try."""
+        if self._status == "failed" and any(each.retry_in is not None for each in self._outcomes):
+            self._may_end = asking.is_used(sqlite)
         if not notes:
             return []
         return [
@@ -295,6 +322,7 @@ class RecordJob(Job[list[ReservedTask]]):
             for outcome in self._outcomes
             if ("not held", outcome.task.key, outcome.task.claim) in notes
             and not queries.is_recorded(sqlite, outcome.task, self._status_after(outcome))
+            and not (outcome.retry_in is not None and asking.is_ended(sqlite, outcome.task))
         ]
 
     def notifies(self, result: list[ReservedTask]) -> Iterable[Topic]:
@@ -302,6 +330,8 @@ class RecordJob(Job[list[ReservedTask]]):
         topics: list[Topic] = [outcome.task.task_id for outcome in self._outcomes if outcome.retry_in is None]
         if len(topics) < len(self._outcomes) or any(outcome.then for outcome in self._outcomes):
             topics.append(DUE)
+        if self._may_end:
+            topics += [outcome.task.task_id for outcome in self._outcomes if outcome.retry_in is not None]
         return topics
 
     def _status_after(self, outcome: Outcome) -> Status:

@@ -126,7 +126,6 @@ CANCEL = f"""
 
 OFTEN: dict[type[Change], str] = {
     Succeed: SUCCEED,
-    Fail: FAIL,
     StoreTask: STORE_TASK,
     Renew: RENEW,
     Reserve: RESERVE,
@@ -135,6 +134,7 @@ OFTEN: dict[type[Change], str] = {
 """By the class of the record. The fields of outcomes come first, of which there are most: see ``_Layout``."""
 
 SELDOM: dict[type[Change], str] = {
+    Fail: FAIL,
     RetryLater: RETRY_LATER,
     StoreThen: STORE_THEN,
     Release: RELEASE,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sitq.backends.sqlite.conditions import (
     DUE_ROWS,
@@ -49,11 +49,13 @@ class Found(NamedTuple):
         now: When it was made, in microseconds.
         rows: Its tasks as SQLite gives them.
         reservation: The rest, as the contract has it.
+        ended: Tasks that were asked to end, and were ended in place of being given out.
     """
 
     now: int
     rows: list[Row]
     reservation: Reservation
+    ended: Sequence[str] = ()
 
 
 def _heads(connection: sqlite3.Connection) -> list[float]:
@@ -91,7 +93,7 @@ def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, u
 
 def to_reservation(found: Found) -> Reservation:
     """Returns what was read as the contract has it; made by the event loop while SQLite is at the next batch."""
-    now, rows, reservation = found
+    now, rows, reservation, _ = found
     rows.sort()  # by the end of the lease, which keeps the order
     started_at = from_micros(now)
     return replace(reservation, tasks=[_reserved(row, started_at) for row in rows])
@@ -158,9 +160,19 @@ def get_result(connection: sqlite3.Connection, task_id: str) -> Result[bytes] | 
         found = fetch_all(connection, _GET, (task_id,))
     except UnicodeEncodeError:  # a lone surrogate: no task has such an id
         return None
-    if not found:
-        return None
-    key, status, value, error, traceback, attempt, *times = found[0]
+    return to_result(found[0]) if found else None
+
+
+def to_result(row: Sequence[Any]) -> Result[bytes]:
+    """Returns a row of the table as a result.
+
+    Args:
+        row: ``task_id``, ``status``, ``result``, ``error``, ``traceback``, ``attempt`` and the three times.
+
+    Raises:
+        BackendCorruptError: It is malformed.
+    """
+    key, status, value, error, traceback, attempt, *times = row
     try:
         enqueued, started, finished = (None if time is None else from_micros(time) for time in times)
         if enqueued is None or status not in STATUSES or (status in FINISHED) != (finished is not None):

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import operations
+from sitq.backends.sqlite import asking, failures, operations
 from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
 
 type Row = tuple[Any, ...]
@@ -38,13 +38,16 @@ type Notes = frozenset[tuple[str, Any, int]]
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Eighteen columns in each at most: 14,580 variables. Stock SQLite allows 32,766 since 3.32."""
+Twenty columns in each at most: 16,200 variables. Stock SQLite allows 32,766 since 3.32."""
 
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_SQL: dict[type[Change], str] = {**operations.OFTEN, **operations.SELDOM}
-_SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM)
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS
+# Outcomes first: see _Layout.
+_SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
+_SQL |= operations.SELDOM | asking.OPERATIONS
+_SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 

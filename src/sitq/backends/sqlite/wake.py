@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 POLL_SECONDS = 0.02
@@ -18,8 +18,15 @@ CHECK_SECONDS = 1.0
 RESTS_PER_CHECK = 20.0
 """How many times as long as a check the pause after it is, so that checks take a twentieth of the time."""
 
+MAX_PIECE = 1_000
+"""How many tasks are looked at in one query of a check."""
+
 MAX_REST_SECONDS = 0.05
-"""The longest pause: a check may mostly have waited for its turn, while the connection waited for a lock."""
+"""The longest pause for each such query. It may mostly have waited for its turn, while the connection waited
+for a lock."""
+
+MAX_LONG_REST_SECONDS = 0.25
+"""The longest pause however many tasks are waited for."""
 
 
 @functools.cache
@@ -72,10 +79,7 @@ class Watchers:
     @contextlib.contextmanager
     def watching(self, on_change: Callable[[], object], task_id: str | None) -> Iterator[None]:
         """Has ``on_change`` called from the entry of the block to its end."""
-        loop = asyncio.get_running_loop()
-        waiting = self._loops.get(loop)
-        if waiting is None:
-            waiting = self._loops[loop] = _Waiting(loop, self._wal_path, self._find)
+        loop, waiting = self._of_this_loop()
         callback = functools.partial(on_change)  # told from another of the same function
         waiting.add(callback, task_id)
         try:
@@ -83,6 +87,25 @@ class Watchers:
         finally:
             if not waiting.remove(callback, task_id):
                 self._loops.pop(loop, None)
+
+    @contextlib.contextmanager
+    def watching_many(self, on_change: Callable[[str], object], task_ids: Collection[str]) -> Iterator[None]:
+        """Has ``on_change`` called with the id of one of ``task_ids``, which may shrink meanwhile."""
+        loop, waiting = self._of_this_loop()
+        group = _Group(on_change, task_ids)
+        waiting.add_group(group)
+        try:
+            yield
+        finally:
+            if not waiting.remove_group(group):
+                self._loops.pop(loop, None)
+
+    def _of_this_loop(self) -> "tuple[asyncio.AbstractEventLoop, _Waiting]":
+        loop = asyncio.get_running_loop()
+        waiting = self._loops.get(loop)
+        if waiting is None:
+            waiting = self._loops[loop] = _Waiting(loop, self._wal_path, self._find)
+        return loop, waiting
 
     def notify(self, topics: Collection[str | None]) -> None:
         """Calls those who wait for one of ``topics``: ids of tasks, or ``None`` for due tasks."""
@@ -92,6 +115,49 @@ class Watchers:
     def begin_anew(self) -> None:
         """Forgets those who wait, in the child of a fork: their loops stayed in the parent."""
         self._loops = {}
+
+
+class _Group:
+    """Tasks that are waited for together: one entry, however many they are."""
+
+    def __init__(self, on_change: Callable[[str], object], task_ids: Collection[str]) -> None:
+        self.on_change = on_change
+        self.task_ids = task_ids
+
+
+class _Check:
+    """A look at all tasks that are waited for, in pieces between which other callers of the connection have their turn.
+
+    Attributes:
+        at: How many of them were looked at.
+        is_unchanged: Whether the file is as it was at the check before.
+    """
+
+    def __init__(self, task_ids: Sequence[str], begun: float) -> None:
+        self._task_ids = task_ids
+        self._begun = begun
+        self.at = 0
+        self.is_unchanged = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to be found in those that were not looked at."""
+        return self.is_unchanged or self.at >= len(self._task_ids)
+
+    @property
+    def piece(self) -> Sequence[str]:
+        """Those to look at next."""
+        return self._task_ids[self.at : self.at + MAX_PIECE]
+
+    @property
+    def left(self) -> Sequence[str]:
+        """Those that were not looked at."""
+        return self._task_ids[self.at :]
+
+    def rest(self, now: float) -> float:
+        """Returns the pause after it, in seconds."""
+        longest = MAX_REST_SECONDS * max(1, len(self._task_ids) // MAX_PIECE)
+        return min(RESTS_PER_CHECK * (now - self._begun), longest, MAX_LONG_REST_SECONDS)
 
 
 class _Waiting:
@@ -105,6 +171,7 @@ class _Waiting:
         self._loop = loop
         self._find = find
         self._callbacks: dict[str | None, set[Callable[[], object]]] = {}
+        self._groups: tuple[_Group, ...] = ()  # made anew at each change: the thread of a connection reads it
         self._seen: Seen = None
         self._checking = False
         self._check_again = False
@@ -122,7 +189,18 @@ class _Waiting:
         waiting.discard(callback)
         if not waiting:
             del self._callbacks[topic]
-        if self._callbacks:
+        return self._is_of_use()
+
+    def add_group(self, group: _Group) -> None:
+        self._groups += (group,)
+
+    def remove_group(self, group: _Group) -> bool:
+        """As :meth:`remove`."""
+        self._groups = tuple(each for each in self._groups if each is not group)
+        return self._is_of_use()
+
+    def _is_of_use(self) -> bool:
+        if self._callbacks or self._groups:
             return True
         if self._timer is not None:
             self._timer.cancel()
@@ -132,7 +210,7 @@ class _Waiting:
 
     def notify(self, topics: Collection[str | None]) -> None:
         """Calls those who wait for one of ``topics``; may be called in any thread."""
-        if not any(topic in self._callbacks for topic in topics):
+        if not any(self._is_waited_for(topic) for topic in topics):
             return
         if asyncio._get_running_loop() is self._loop:
             self._call(topics)
@@ -140,10 +218,17 @@ class _Waiting:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._call, topics)
 
-    def _call(self, topics: Iterable[str | None]) -> None:
+    def _is_waited_for(self, topic: str | None) -> bool:
+        return topic in self._callbacks or any(topic in group.task_ids for group in self._groups)
+
+    def _call(self, topics: Collection[str | None]) -> None:
         for topic in topics:
             for callback in tuple(self._callbacks.get(topic, ())):
                 callback()
+        for group in self._groups:
+            for topic in topics:
+                if topic is not None and topic in group.task_ids and group in self._groups:
+                    group.on_change(topic)
 
     def _on_file(self) -> None:
         self._call((None,))
@@ -157,23 +242,35 @@ class _Waiting:
     def _check(self) -> None:
         self._check_again = self._checking
         ids = [topic for topic in self._callbacks if topic is not None]
-        if self._checking or not ids:
-            return
-        try:
-            found = self._find(ids, self._seen)
-        except Exception:  # the backend is closed, or its file is away: each learns it by a query of its own
-            self._call(ids)
-            return
-        self._checking = True
-        found.add_done_callback(functools.partial(self._found, ids, self._loop.time()))
+        for group in self._groups:
+            ids += group.task_ids
+        if not self._checking and ids:
+            self._checking = True
+            self._ask(_Check(ids, self._loop.time()), self._seen)
 
-    def _found(self, ids: Sequence[str], begun: float, found: asyncio.Future[tuple[Seen, Sequence[str]]]) -> None:
-        seen, ended = (None, ids) if found.cancelled() or found.exception() else found.result()
-        # No rest after a commit of our own, which touches the file as well: what is waited for comes next.
-        rest = 0.0 if seen == self._seen else RESTS_PER_CHECK * (self._loop.time() - begun)
-        self._seen = seen
+    def _ask(self, check: "_Check", seen: Seen) -> None:
+        try:
+            found = self._find(check.piece, seen)
+        except Exception:  # the backend is closed, or its file is away: each learns it by a query of its own
+            self._checking = False
+            self._call(check.left)
+            return
+        found.add_done_callback(functools.partial(self._found, check))
+
+    def _found(self, check: "_Check", found: asyncio.Future[tuple[Seen, Sequence[str]]]) -> None:
+        failed = found.cancelled() or found.exception() is not None
+        seen, ended = (None, check.left) if failed else found.result()
+        if check.at == 0:
+            check.is_unchanged = seen == self._seen
+            self._seen = seen  # as of the first piece: what is committed during a later one is looked for again
         self._call(ended)
-        self._loop.call_later(min(rest, MAX_REST_SECONDS), self._rested)
+        check.at += len(ended) if failed else MAX_PIECE
+        if not check.is_over:
+            self._ask(check, None)
+            return
+        # No rest after a commit of our own, which touches the file as well: what is waited for comes next.
+        rest = 0.0 if check.is_unchanged else check.rest(self._loop.time())
+        self._loop.call_later(rest, self._rested)
 
     def _rested(self) -> None:
         self._checking = False

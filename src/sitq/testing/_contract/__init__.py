@@ -9,6 +9,7 @@ pytest.register_assert_rewrite(
         for room in (
             "base",
             "calling",
+            "cancelling",
             "ending",
             "enduring",
             "holding",
