@@ -29,6 +29,7 @@ BESIDE = ("serializers/refusals", "backends/sqlite/inspection", "backends/sqlite
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlite/contents", "backends/sqlite/reading")
 BESIDE += ("backends/sqlite/abilities", "backends/sqlite/many")  # and what each ability adds
 BESIDE += ("backends/sqlite/asking", "backends/sqlite/cancelling", "backends/sqlite/failures")
+BESIDE += ("backends/sqlite/progressing", "backends/sqlite/reports")
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
 MAX_STATEMENTS = 3_100  # openspec/decisions.md says why it is not 2,200

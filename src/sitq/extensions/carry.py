@@ -8,7 +8,7 @@ from typing import Any
 from sitq.extensions.base import Enqueuing, Run
 
 PREFIX = "carry."
-"""Of the headers in which values travel: one for each variable, so that several objects do not get in each other's way."""
+"""Of the headers in which values travel: one for each variable, so that two ``Carry`` objects get along."""
 
 _UNSET: Any = object()
 
@@ -16,8 +16,8 @@ _UNSET: Any = object()
 class Carry:
     """Takes the values of context variables along into the run of a task: into its coroutine, or into its thread.
 
-    It is given to the queue and to the worker: ``Carry(tenant=tenant_var)``. The names travel with the task, and are the
-    same on both sides. A variable that is not set where the task is enqueued is not sent, and a name that the
+    It is given to the queue and to the worker: ``Carry(tenant=tenant_var)``. The names travel with the task, and
+    are the same on both sides. A variable that is not set where the task is enqueued is not sent, and a name that the
     worker does not know is passed over. What is set for one run is reset after it. The values are stored with the
     task, so they hold for each of its attempts, and have to be such that the serializer can carry them.
 

@@ -18,6 +18,7 @@ from typing import Any, overload
 from sitq.extensions.base import Run
 from sitq.serializers.calls import is_async
 
+
 class Injected:
     """What stands as the default of a parameter until a worker fills it in; made by :func:`Inject`.
 
@@ -77,18 +78,21 @@ def Inject[T](provider: Callable[..., Awaitable[T]], /) -> T: ...
 @overload
 def Inject[T](provider: Callable[..., T], /) -> T: ...
 def Inject(provider: Callable[..., Any], /) -> Any:  # noqa: N802 - it stands where a value of the provider's would
-    """Stands as the default of a parameter that the worker fills in: ``session: Session = Inject(get_session)``.
+    """Stands as the default of a parameter that the worker fills in with what ``provider`` gives.
 
-    Whoever enqueues the task leaves the argument out, and type checkers know its type. An argument that is passed wins.
+    It is written ``session: Session = Inject(get_session)``. Whoever enqueues the task leaves the argument out, and
+    type checkers know its type. An argument that is passed wins.
 
     A provider is a function, ``async`` or not; a generator, ``async`` or not, that yields once; or a function under
     ``@contextmanager`` or ``@asynccontextmanager``. It is asked once for each run, however many parameters use it.
     What follows the ``yield`` is the clean-up: it comes after the run, in reverse order, and sees at the ``yield`` what
     the run has raised; it cannot swallow that. What a provider raises, before or after the run, is the failure of the
-    task. If it has a parameter that is named ``run`` or is annotated with :class:`sitq.extensions.Run`, it is given the run.
+    task. If it has a parameter that is named ``run`` or is annotated with :class:`sitq.extensions.Run`, it is given
+    the run.
 
-    For a coroutine, all providers work in the worker's event loop. For a plain function, the ``async`` ones are entered there,
-    and then the others in the function's thread, so that what blocks in them, a commit for instance, holds nobody up.
+    For a coroutine, all providers work in the worker's event loop. For a plain function, the ``async`` ones are entered
+    there, and then the others in the function's thread, so that what blocks in them, a commit for instance, holds
+    nobody up.
 
     Args:
         provider: Gives the value.
@@ -105,7 +109,7 @@ class Injections:
     def around(self, run: Run) -> AbstractAsyncContextManager[object] | None:
         """Returns what fills them in on the loop; for a plain function, its thread does the rest."""
         func: Any = run.call.func
-        if type(func) is FunctionType and func.__defaults__ is func.__kwdefaults__ is None and not func.__dict__:
+        if type(func) is FunctionType and not (func.__defaults__ or func.__kwdefaults__ or func.__dict__):
             return None  # with attributes, it may be a wrapper
         wanted = wanted_by(func)
         if not wanted:
@@ -242,14 +246,14 @@ class _Filled:
             raise
 
     async def _enter(self, made: Any) -> Any:
-        manager = _manager(made)
-        if manager is not None:
-            value = manager.__enter__()
+        if (plain := _manager(made)) is not None:
+            value = plain.__enter__()
+            self._entered.append(plain)
         elif (manager := _async_manager(made)) is not None:
             value = await manager.__aenter__()
+            self._entered.append(manager)
         else:
-            return await made if inspect.isawaitable(made) else made
-        self._entered.append(manager)
+            value = await made if inspect.isawaitable(made) else made
         return value
 
     async def __aexit__(
@@ -319,8 +323,8 @@ def _entered(entered: list[AbstractContextManager[Any]], injected: Injected, run
         if inspect.iscoroutine(made):
             made.close()
         raise TypeError(
-            f"the provider of {injected!r} gave a {type(made).__name__}, for which a thread has no event loop: make the "
-            "provider itself async"
+            f"the provider of {injected!r} gave a {type(made).__name__}, for which a thread has no event loop: make "
+            "the provider itself async"
         )
     return made
 

@@ -37,8 +37,8 @@ class OnFailure:
 def with_standard(given: Sequence[Extension]) -> tuple[Extension, ...]:
     """Returns extensions together with the standard ones; one that is given takes the place of the standard one.
 
-    Around a run, the limit of time is outermost, and what fills in parameters innermost. After a failure, it is asked first whether somebody
-    ended the run, and last what else is to be stored.
+    Around a run, the limit of time is outermost, and what fills in parameters innermost. After a failure, it is
+    asked first whether somebody ended the run, and last what else is to be stored.
     """
 
     def of(kind: type[Any]) -> Extension:

@@ -30,6 +30,7 @@ from sitq.backends.sqlite.jobs import (
     Topic,
     micros,
 )
+from sitq.backends.sqlite.progressing import ProgressReports
 from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
@@ -47,7 +48,7 @@ MAX_STORABLE_BYTES = 500_000_000
 _NO_EXTRAS = Extras()
 
 
-class SQLiteBackend(Inspection, Cancellation):
+class SQLiteBackend(Inspection, Cancellation, ProgressReports):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.

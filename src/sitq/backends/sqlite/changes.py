@@ -23,6 +23,9 @@ ran_on            where the run was, for people
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+done              how much of a task is done
+total             how much there is to do; ``None``: that is not known
+note              a text for people
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -175,6 +178,16 @@ class Unask(NamedTuple):
     task_id: str
 
 
+class NoteProgress(NamedTuple):
+    """Keeps what a run reports, in place of what it has reported before."""
+
+    id: int | str
+    claim: int | str
+    done: float
+    total: float | None
+    note: str
+
+
 type Change = (
     StoreTask
     | Reserve
@@ -192,4 +205,5 @@ type Change = (
     | Ask
     | Cut
     | Unask
+    | NoteProgress
 )

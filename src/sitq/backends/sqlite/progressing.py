@@ -1,62 +1,31 @@
-"""How far tasks have come: what ``SQLiteBackend`` offers as ``Progressing``; made in a file when a task reports first."""
+"""How far tasks have come: what ``SQLiteBackend`` offers as ``Progressing``.
+
+Beside the hot path. What the file is given for it stands in ``reports``.
+"""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 from sitq.backends.progressing import Progress, Report
-from sitq.backends.sqlite.abilities import Ability, abilities
-from sitq.backends.sqlite.conditions import IS_HELD
+from sitq.backends.sqlite import reports
+from sitq.backends.sqlite.changes import NoteProgress
 from sitq.backends.sqlite.jobs import Job, ReadJob, Topic
 from sitq.backends.sqlite.listing import Connected
-from sitq.backends.sqlite.statements import Notes, add_operation
-from sitq.errors import BackendCorruptError
-from sitq.models import from_micros
-
-# A table, and no columns of tasks: a change of a row would write its payload anew. The claim tells of which run a report
-# is, so that the next attempt does not begin where the one before it ended.
-PROGRESS = Ability(
-    "progress",
-    (
-        "CREATE TABLE progress (id INTEGER PRIMARY KEY, claim INTEGER NOT NULL, at INTEGER NOT NULL, done REAL NOT NULL,"
-        " total REAL, note TEXT NOT NULL)",
-        "CREATE TRIGGER progress_deleted AFTER DELETE ON tasks BEGIN DELETE FROM progress WHERE id = OLD.id; END",
-    ),
-)
-
-
-class NoteProgress(NamedTuple):
-    """Keeps what a run reports, in place of what it has reported before."""
-
-    id: int | str
-    claim: int | str
-    done: float
-    total: float | None
-    note: str
-
-
-NOTE_PROGRESS = f"""
-    INSERT OR REPLACE INTO progress (id, claim, at, done, total, note)
-    SELECT NEW.id, NEW.claim, NEW.now, NEW.done, NEW.total, NEW.note
-        WHERE EXISTS (SELECT 1 FROM tasks WHERE {IS_HELD});
-"""
-
-_READ = """
-    SELECT done, total, note, at FROM tasks JOIN progress USING (id, claim) WHERE task_id = ?
-"""
+from sitq.backends.sqlite.statements import Notes
 
 
 class ReportJob(Job[None]):
     """Keeps reports; not synced, because the next one comes soon."""
 
     writes = True
-    abilities = (PROGRESS,)
+    abilities = (reports.ABILITY,)
 
     def __init__(self, reports: Sequence[Report]) -> None:
         super().__init__()
         self._reports = reports
 
-    def changes(self, now: int) -> Iterator[Any]:
+    def changes(self, now: int) -> Iterator[NoteProgress]:
         """Gives one for each report."""
         for task, done, total, note in self._reports:
             yield NoteProgress(task.key, task.claim, done, total, note)
@@ -91,20 +60,4 @@ class ProgressReports:
         Raises:
             BackendCorruptError: The row holds what sitq did not write.
         """
-        return await self._connected().call(ReadJob(lambda sqlite, _: _read(sqlite, self._path, task_id)))
-
-
-def _read(sqlite: sqlite3.Connection, path: str, task_id: str) -> Progress | None:
-    if PROGRESS.name not in abilities(sqlite):
-        return None
-    try:
-        row = sqlite.execute(_READ, (task_id,)).fetchone()
-    except UnicodeEncodeError:  # a lone surrogate: no task has such an id
-        return None
-    if row is None:
-        return None
-    try:
-        done, total, note, at = row
-        return Progress(float(done), None if total is None else float(total), str(note), from_micros(at))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BackendCorruptError(f"{path}: the progress of task {task_id} holds what sitq did not write") from error
+        return await self._connected().call(ReadJob(lambda sqlite, _: reports.read(sqlite, self._path, task_id)))

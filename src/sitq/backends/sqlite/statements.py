@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import asking, failures, operations
+from sitq.backends.sqlite import asking, failures, operations, reports
 from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
 
 type Row = tuple[Any, ...]
@@ -43,10 +43,10 @@ Twenty columns in each at most: 16,200 variables. Stock SQLite allows 32,766 sin
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | reports.OPERATIONS
 # Outcomes first: see _Layout.
 _SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
-_SQL |= operations.SELDOM | asking.OPERATIONS
+_SQL |= operations.SELDOM | asking.OPERATIONS | reports.OPERATIONS
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
