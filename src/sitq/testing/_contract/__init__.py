@@ -15,6 +15,7 @@ pytest.register_assert_rewrite(
             "holding",
             "inspecting",
             "mending",
+            "progressing",
             "reserving",
             "storing",
             "watching",
