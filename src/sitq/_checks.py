@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Iterable
 
 MAX_SECONDS = 100 * 365.25 * 24 * 3600.0
 """A hundred years: what is longer overflows some clock, and is meant to last for ever."""
@@ -9,8 +10,12 @@ MAX_SECONDS = 100 * 365.25 * 24 * 3600.0
 MAX_COUNT = 2**31 - 1
 """The largest count unless told otherwise: what any store takes as an integer."""
 
+DEFAULT_QUEUE = "default"
+"""How callers name the queue of the tasks that were given none. In a store, its name is empty."""
+
 MAX_QUEUE_CHARACTERS = 100
 MAX_PRIORITY = 100
+"""The highest priority; the lowest is its negative."""
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -56,7 +61,7 @@ def check_positive_seconds(name: str, value: float) -> float:
 
 
 def check_queue(name: str) -> str:
-    """Returns the name of a queue.
+    """Returns the name of a queue as a store keeps it: empty for ``"default"``.
 
     Raises:
         TypeError: It is not a ``str``.
@@ -65,10 +70,37 @@ def check_queue(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"queue must be the name of a queue, a str, not {type(name).__name__}")
     if not name:
-        raise ValueError("queue must not be empty: leave it out for the default queue")
+        raise ValueError("queue must not be empty: leave it out for the default queue, or name that 'default'")
     if len(name) > MAX_QUEUE_CHARACTERS or not name.isprintable():
         raise ValueError(f"queue must be up to {MAX_QUEUE_CHARACTERS} printable characters; got {name!r:.200}")
-    return name
+    return "" if name == DEFAULT_QUEUE else name
+
+
+def check_known_queue(name: str) -> str:
+    """Returns the name of a queue as a store keeps it; an empty one, as a ``Lane`` has it, is the default queue.
+
+    Raises:
+        TypeError: As :func:`check_queue`.
+        ValueError: As :func:`check_queue`, except for an empty name.
+    """
+    return "" if isinstance(name, str) and not name else check_queue(name)
+
+
+def check_queues(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of one queue or more, as a store keeps them.
+
+    Raises:
+        TypeError: ``names`` is a ``str``, or not iterable, or holds what is no ``str``.
+        ValueError: There is none, or the same one twice, or a name is not one of a queue.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"queues must be a list of names: write queues=[{names!r}]")
+    checked = tuple(map(check_known_queue, names))
+    if not checked:
+        raise ValueError("queues must name at least one queue: leave it out to serve all of them")
+    if len(set(checked)) < len(checked):
+        raise ValueError(f"queues names a queue twice: {[name or DEFAULT_QUEUE for name in checked]}")
+    return checked
 
 
 def check_priority(priority: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from sitq._checks import check_count, check_seconds, refuse_running_loop
+from sitq._checks import check_count, check_known_queue, check_seconds, refuse_running_loop
 from sitq._portal import Portal
 from sitq.backends.base import Backend
 from sitq.backends.cancelling import Cancelling, RunningTasks
@@ -135,6 +135,7 @@ class Operations:
         error: str | None = None,
         since: Age = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
 
@@ -148,6 +149,7 @@ class Operations:
                 ``timedelta``.
             before: The id of the last task of one page, to get the next page. What is stored or
                 finished meanwhile does not shift it.
+            queue: Only tasks of this queue; ``"default"`` for those that were given none.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -160,8 +162,9 @@ class Operations:
         check_count("limit", limit)
         narrowed = {"name": _check_text("name", name), "error": _check_text("error", error)}
         seconds, before = _check_age("since", since), _check_text("before", before)
+        of_queue = {} if queue is None else {"queue": check_known_queue(queue)}
         backend = await _inspectable(self)
-        return await backend.list(status=status, limit=limit, **narrowed, since=seconds, before=before)
+        return await backend.list(status=status, limit=limit, **narrowed, since=seconds, before=before, **of_queue)
 
 
 class SyncOperations:
@@ -224,6 +227,7 @@ class SyncOperations:
         error: str | None = None,
         since: Age = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first; see :meth:`TaskQueue.list`.
 
@@ -231,7 +235,9 @@ class SyncOperations:
             RuntimeError: An event loop runs in this thread.
         """
         return self._portal.call(
-            lambda: self._queue.list(status, limit=limit, name=name, error=error, since=since, before=before)
+            lambda: self._queue.list(
+                status, limit=limit, name=name, error=error, since=since, before=before, queue=queue
+            )
         )
 
 

@@ -1,6 +1,6 @@
 """What a function can ask and say while it runs as a task: whether to end, what time is left, how far it has come.
 
-A thread cannot be ended from outside. A function that takes long calls :func:`check` now and then; where that
+A thread cannot be ended from outside. A function that takes long calls :func:`check` now and then; when that
 raises, it cleans up and ends.
 """
 
@@ -10,8 +10,8 @@ import numbers
 import time
 
 from sitq.backends.progressing import MAX_NOTE_CHARACTERS, Report
-from sitq.errors import TaskTimeoutError
 from sitq.extensions.reporting import reporter
+from sitq.extensions.timeouts import timed_out
 from sitq.worker.execution import running
 
 __all__ = ["check", "progress", "seconds_left"]
@@ -21,7 +21,8 @@ def check() -> None:
     """Returns if the running task may go on. Outside of a task it does nothing, so that the function can be tested.
 
     Raises:
-        asyncio.CancelledError: The task was asked to end.
+        asyncio.CancelledError: The task was asked to end, or its run is over: its worker was stopped, for
+            instance, and has given the task back.
         TaskTimeoutError: Its time is over.
     """
     run = running.get()
@@ -29,8 +30,10 @@ def check() -> None:
         return
     if run.asked is not None:
         raise asyncio.CancelledError(run.asked)
+    if run.is_over:
+        raise asyncio.CancelledError("the run is over: what it returns changes nothing")
     if run.deadline is not None and time.monotonic() >= run.deadline:
-        raise TaskTimeoutError("its time is over")
+        raise timed_out(run.options["timeout"])
 
 
 def seconds_left() -> float | None:
@@ -60,7 +63,7 @@ def progress(done: float, total: float | None = None, note: str = "") -> None:
     Raises:
         TypeError: A number or the text is of the wrong type.
         ValueError: A number is negative or not finite.
-        asyncio.CancelledError: The task was asked to end.
+        asyncio.CancelledError: As for :func:`sitq.running.check`.
         TaskTimeoutError: Its time is over.
     """
     done = _number("done", done)
@@ -71,7 +74,7 @@ def progress(done: float, total: float | None = None, note: str = "") -> None:
     if run is None:
         return
     check()
-    if taker is not None and not run.is_over:
+    if taker is not None:
         note = note[:MAX_NOTE_CHARACTERS]
         if not note.isascii():
             note = note.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text

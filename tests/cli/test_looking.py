@@ -28,6 +28,8 @@ LIST_KEYS = [
     "error",
     "failures",
     "asked_at",
+    "queue",
+    "priority",
 ]
 SHOW_KEYS = [*LIST_KEYS, "traceback", "format", "payload_bytes", "result_bytes", "failed_attempts"]
 COUNT_KEYS = [

@@ -123,6 +123,8 @@ FOUND_BY = {
 
 
 class TestOnAFile(EndingContract):
+    knows_extras = frozenset({"queue", "priority"})
+
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
         """A backend on a fresh file."""
@@ -139,6 +141,8 @@ class TestOnAFile(EndingContract):
 
 
 class TestInMemory(EndingContract):
+    knows_extras = frozenset({"queue", "priority"})
+
     @pytest.fixture
     def backend(self) -> Backend:
         """A backend that keeps everything in itself."""
@@ -188,6 +192,8 @@ class LateBackend(SQLiteBackend):
 class TestLikeAServer(EndingContract):
     """The hooks that a store on a server overrides are used: its clock is waited for, and it settles late."""
 
+    knows_extras = frozenset({"queue", "priority"})
+
     @pytest.fixture
     def backend(self) -> Backend:
         """A backend that keeps everything in itself."""
@@ -228,6 +234,8 @@ def test_endings_that_a_backend_does_not_list_are_skipped(tmp_path: Path, listed
 class TestOneOnly(Faulty, EndingContract):
     class kind(SQLiteBackend):
         endings = frozenset({{{listed!r}}})
+
+    knows_extras = frozenset({{"queue", "priority"}})
 """
     (tmp_path / "test_one_only.py").write_text(FAULTY.partition("class TestRetriesAtOnce")[0] + one_only)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

@@ -50,6 +50,8 @@ async def one_commit_unanswered() -> AsyncIterator[None]:
 
 
 class TestOnAFile(BackendContract):
+    knows_extras = frozenset({"queue", "priority"})
+
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
         """A backend on a fresh file."""
@@ -70,6 +72,8 @@ class TestOnAFile(BackendContract):
 
 
 class TestInMemory(BackendContract):
+    knows_extras = frozenset({"queue", "priority"})
+
     @pytest.fixture
     def backend(self) -> Backend:
         """A backend that keeps everything in itself."""

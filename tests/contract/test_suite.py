@@ -43,6 +43,8 @@ class Faulty:
 
 
 class TestAcceptsLateOutcomes(Faulty, BackendContract):
+    knows_extras = frozenset({"queue", "priority"})
+
     class kind(SQLiteBackend):
         async def mark_success(self, outcomes):
             lost = await super().mark_success(outcomes)

@@ -34,6 +34,8 @@ class TaskInfo:
             latest run that raised if the task was retried after it; else ``None``.
         failures: How many of its runs raised and were retried by a policy, since it was stored or retried by hand.
         asked_at: When it was asked to end while it ran; ``None`` if it was not, or was retried by hand since.
+        queue: The name of its queue; empty for the default one.
+        priority: From -100 to 100; higher is sooner.
     """
 
     task_id: str
@@ -49,6 +51,8 @@ class TaskInfo:
     error: str | None
     failures: int = field(default=0, kw_only=True)
     asked_at: datetime | None = field(default=None, kw_only=True)
+    queue: str = field(default="", kw_only=True)
+    priority: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +249,7 @@ class Inspectable(Protocol):
         error: str | None = None,
         since: float | None = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first: by when they were finished, or else by when they were stored.
 
@@ -258,6 +263,7 @@ class Inspectable(Protocol):
             since: Only tasks that were finished, or else stored, within so many seconds.
             before: The id of the last task of one page, to list the next one: the tasks that come
                 after it. What is stored or finished meanwhile does not shift them.
+            queue: Only tasks of this queue; an empty name means the default one.
 
         Raises:
             ValueError: ``before`` is not in this list: it is unknown, or was deleted or retried.

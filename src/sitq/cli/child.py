@@ -46,6 +46,7 @@ class ChildSettings:
         serializer: The import path of the serializer; ``None`` for the default one.
         quiet: Whether it logs warnings only.
         log_exceptions: Whether it logs a failed task with its exception and the traceback.
+        queues: The names of the queues that it serves, the default one's is empty; none for all.
         check: Whether it only sees if the serializer can be loaded.
         label: What it is called in the log.
         lifeline: A descriptor that comes to its end when the supervisor ends or dies; ``None``
@@ -61,6 +62,7 @@ class ChildSettings:
     serializer: str | None = None
     quiet: bool = False
     log_exceptions: bool = False
+    queues: Sequence[str] = ()
     check: bool = False
     label: str = "worker"
     lifeline: int | None = None
@@ -122,6 +124,7 @@ async def _serve(settings: ChildSettings, serializer: Serializer | None) -> None
         lease=settings.lease,
         shutdown_timeout=settings.shutdown_timeout,
         log_exceptions=settings.log_exceptions,
+        queues=settings.queues or None,
     )
     with _stopped_with_supervisor(worker, settings.lifeline):
         await worker.run()

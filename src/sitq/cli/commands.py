@@ -13,7 +13,7 @@ from sitq import BackendError, BackendReadOnlyError, SQLiteBackend
 from sitq._operations import Cancelled, cancel_tasks
 from sitq.backends.cancelling import RunningTasks
 from sitq.backends.inspect import Inspectable, TaskDetails
-from sitq.cli import options, render
+from sitq.cli import options, queues, render
 from sitq.cli.child import ChildSettings, configure_logging
 from sitq.cli.doctor import examine
 from sitq.cli.mended import WORDS, Refused, count, refused, report, unique
@@ -104,6 +104,7 @@ def root(ctx: click.Context) -> None:
     metavar="MODULE:ATTRIBUTE",
     help="The serializer of the application, or what makes it.",
 )
+@queues.SERVED
 @click.option("--quiet", is_flag=True, help="Log warnings only, and no line for each task.")
 @click.option(
     "--log-exceptions",
@@ -173,6 +174,7 @@ def status(path: Path, as_json: bool) -> None:
 @PATH
 @click.option("--status", type=click.Choice(STATUSES), help="Only tasks of this status.")
 @NARROWING
+@queues.OF_QUEUE
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -349,6 +351,10 @@ def doctor(path: Path, as_json: bool) -> None:
     else:
         render.show(render.findings(findings))
     sys.exit(0 if healthy else 1)
+
+
+for command in (queues.queues, queues.pause, queues.resume):
+    root.add_command(command)
 
 
 async def find(backend: Inspectable, task_id: str) -> TaskDetails | None:

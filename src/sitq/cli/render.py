@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sitq import _logs
+from sitq._checks import DEFAULT_QUEUE
 from sitq.backends.inspect import Counts, FailedAttempt, Finding, TaskDetails, TaskInfo
+from sitq.backends.lanes import Lane
 from sitq.cli.durations import format_duration
 from sitq.models import STATUSES
 
@@ -57,9 +59,9 @@ def show_json(value: Any, *, indent: int | None = 2) -> None:
 
 
 def as_json(value: Any) -> dict[str, Any]:
-    """Returns one of the dataclasses with its moments in ISO 8601."""
+    """Returns one of the dataclasses with its moments in ISO 8601, and the default queue by its name."""
     found: dict[str, Any] = _plain(dataclasses.asdict(value))
-    return found
+    return found | {"queue": DEFAULT_QUEUE} if found.get("queue") == "" else found
 
 
 def _plain(value: Any) -> Any:
@@ -133,10 +135,13 @@ def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
     if not tasks:
         return Text("no tasks")
     out, now = console(), datetime.now(UTC)
-    rows = [("TASK", "STATUS", "ATTEMPT", "AGE")]
+    rows: list[tuple[str, ...]] = [("TASK", "STATUS", "ATTEMPT", "AGE")]
     rows += [
         (line(task.task_id), _status(task), f"{task.attempt}/{task.max_attempts}", age(task, now)) for task in tasks
     ]
+    if any(task.queue or task.priority for task in tasks):
+        queues = ["QUEUE", *(_queue(task) for task in tasks)]
+        rows = [(*row, queue) for row, queue in zip(rows, queues, strict=True)]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     room = out.width - sum(widths) - 2 * len(widths)
     names = ["NAME", *(line(task.name) for task in tasks)]
@@ -155,6 +160,31 @@ def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
 
 def _status(task: TaskInfo) -> str:
     return "in_progress, asked to end" if task.asked_at and task.status == "in_progress" else task.status
+
+
+def _queue(task: TaskInfo) -> str:
+    name = line(task.queue or DEFAULT_QUEUE)
+    return f"{name} {task.priority:+}" if task.priority else name
+
+
+def lanes(found: Sequence[Lane]) -> RenderableType:
+    """A line for each queue and priority."""
+    if not found:
+        return Text("no unfinished tasks")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=8)
+    for _ in range(5):
+        table.add_column(justify="right", min_width=7)
+    table.add_column()
+    table.add_row(*(Text(head, "bold") for head in ("QUEUE", "PRIORITY", "WAITING", "DUE", "RUNNING", "OLDEST", "")))
+    for lane in found:
+        oldest = "" if lane.oldest_due is None else format_duration(lane.oldest_due)
+        remarks = ["paused"] if lane.paused else []
+        remarks += [f"{lane.abandoned:,} whose lease is over"] if lane.abandoned else []
+        counted = (f"{number:,}" for number in (lane.waiting, lane.due, lane.running))
+        name, priority = line(lane.queue or DEFAULT_QUEUE), str(lane.priority)
+        table.add_row(Text(name), priority, *counted, oldest, Text("; ".join(remarks), "yellow"))
+    return table
 
 
 def _row(row: Sequence[str], widths: Sequence[int], name: str, style: str) -> Text:
@@ -198,6 +228,8 @@ def details(task: TaskDetails, *, tracebacks: bool) -> RenderableType:
     table.add_row("task", Text(line(task.task_id), "bold"))
     table.add_row("name", Text(line(task.name)))
     table.add_row("status", Text(task.status, STYLES[task.status]))
+    if task.queue or task.priority:
+        table.add_row("queue", Text(f"{line(task.queue or DEFAULT_QUEUE)}, priority {task.priority}"))
     table.add_row("attempt", f"{task.attempt} of {task.max_attempts}")
     now = datetime.now(UTC)
     for name, moment in _moments(task):

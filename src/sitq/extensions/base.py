@@ -62,8 +62,11 @@ class Run:
         asked: Why the run was asked to end, in words; ``None``: it was not.
         deadline: When its time is over, on the monotonic clock, in seconds; ``None``: it has no limit, or
             has not begun.
-        aio: The asyncio task that it runs in.
-        is_over: Whether the function and all that was around it have ended.
+        threaded: What is called in a thread in place of ``call.func``, with the same arguments; ``None``:
+            that itself. So the time of a plain function can be taken where it runs.
+        in_thread: Whether a plain function of its own is under way.
+        not_held: Whether its lease was found to have ended: another worker may run the task.
+        aio: The asyncio task that it runs in; ``None`` when the run is over.
         home: What the rooms above know of the worker; see ``current_task``.
     """
 
@@ -75,7 +78,14 @@ class Run:
     then: list[NewTask] | None = None
     asked: str | None = None
     deadline: float | None = None
-    is_over: bool = False
+    threaded: Callable[..., Any] | None = None
+    in_thread: bool = False
+    not_held: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the function and all that was around it have ended."""
+        return self.aio is None
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -96,7 +106,7 @@ because there was no thread for it."""
 
 @dataclass(slots=True, eq=False)
 class FailedRun:
-    """A run that did not succeed, and what is to become of its task; extensions may change all but the first five.
+    """A run that did not succeed, and what is to become of its task; extensions may change all but the first six.
 
     Attributes:
         task: The task.
@@ -104,11 +114,13 @@ class FailedRun:
         error: What was raised; ``None`` if nothing was.
         kind: What failed.
         text: What would be stored as the error: ``"ExceptionType: message"``.
+        seconds: How long the run took.
         retry_in: Seconds until the task is due again; ``None``: this is its end.
         counts: Whether this run counts as a failure, if the task is due again.
-        cancelled: Whether the task ends as cancelled instead of failed.
+        cancelled: Whether the task ends as cancelled instead of failed; then it is not tried again.
         then: Tasks that are stored together with the outcome.
-        shown: What is stored as the error instead of ``error``: another exception, or a text; ``None``: nothing.
+        shown: What is stored as the error instead of ``error``: another exception, or a text, which keeps the
+            traceback if the run raised an ``Exception``; ``None``: nothing.
     """
 
     task: ReservedTask
@@ -116,6 +128,7 @@ class FailedRun:
     error: BaseException | None
     kind: FailureKind
     text: str
+    seconds: float = 0.0
     retry_in: float | None = None
     counts: bool = True
     cancelled: bool = False

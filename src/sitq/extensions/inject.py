@@ -118,7 +118,6 @@ class Injections:
             return _Filled(run, wanted)
         on_loop = {name: each for name, each in wanted.items() if _is_of_loop(each._provider())}
         if len(on_loop) < len(wanted):
-            # Around the limit of time, if there is one, which begins with the function.
             run.call = run.call._replace(func=_FilledInThread(func, run, wanted))
         return _Filled(run, on_loop) if on_loop else None
 

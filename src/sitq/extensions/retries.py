@@ -1,12 +1,15 @@
 """Trying a task again that raised: policies, and the extension that asks them."""
 
+import inspect
+import logging
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sitq._checks import MAX_SECONDS, check_seconds
+from sitq._checks import check_seconds
 from sitq._logs import SafeLogger
 from sitq.errors import GiveUp, Retry
 from sitq.extensions.base import FailedRun
@@ -18,14 +21,16 @@ logger = SafeLogger("sitq.worker")
 MAX_RETRIES = 1_000_000
 """What a policy may ask for at most: more would never end."""
 
-type RetryPolicy = Callable[[Failed], float | None]
-"""Returns the seconds until the next attempt; ``None`` gives up.
+type RetryPolicy = Callable[[Failed], float | timedelta | None]
+"""Returns the seconds until the next attempt, or a ``timedelta``; ``None`` gives up.
 
 It is called in the worker's event loop, must be quick, and must not raise: then it gives up.
 """
 
 # An instance of its own, for the reason given in ``models``.
 _random = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Backoff:
 
     The pause before the n-th retry is ``first * factor ** (n - 1)`` seconds, at most ``most``; of that a random
     part, up to ``jitter``, is left out, so that tasks that failed together do not come back together. With
-    the defaults the last retry comes between 9 and 17 minutes after the first failure.
+    the defaults the last retry comes between 8 and 17 minutes after the first failure.
 
     Attributes:
         retries: How often a task is tried again at most; 0 gives up at once.
@@ -104,7 +109,7 @@ class Backoff:
         try:
             pause = min(self.most, self.first * self.factor ** (failed.failures - 1))
         except OverflowError:
-            pause = self.most
+            pause = self.most if self.first else 0.0
         return pause * (1 - self.jitter * _random.random())
 
 
@@ -115,7 +120,7 @@ class PerException:
     policies: tuple[tuple[type[Exception], RetryPolicy], ...]
     otherwise: RetryPolicy | None
 
-    def __call__(self, failed: Failed) -> float | None:
+    def __call__(self, failed: Failed) -> float | timedelta | None:
         """Returns what the policy for this exception returns; ``None`` if there is none."""
         policy = self.policy_for(failed.error)
         return None if policy is None else policy(failed)
@@ -152,8 +157,9 @@ def check_policy(policy: Any) -> Any:
     Raises:
         TypeError: It cannot be called with what failed.
     """
-    if isinstance(policy, type) or not callable(policy):
+    if isinstance(policy, type) or not callable(policy) or inspect.iscoroutinefunction(policy):
         what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
+        what = "a coroutine function, which nobody would await" if inspect.iscoroutinefunction(policy) else what
         raise TypeError(f"retry must be a policy such as Backoff(retries=5), or a function of Failed; not {what}")
     return policy
 
@@ -206,35 +212,35 @@ class Retries:
         error, task, run = failure.error, failure.task, failure.run
         if failure.is_decided or failure.kind not in ("raised", "unloadable") or not isinstance(error, Exception):
             return
-        if isinstance(error, GiveUp):
+        policy = self._unloadable if run is None else run.options.get("retry")
+        if isinstance(error, Retry):
+            _retry(failure, error, policy)
+            return
+        if policy is None or isinstance(error, GiveUp):
             return
         try:
-            policy = self._unloadable if run is None else run.options.get("retry")
-            if isinstance(error, Retry):
-                self._retry(failure, error, policy)
-                return
-            if policy is None:
-                return
             delay = policy(Failed(error, task.failures + 1, task))
-            if delay is not None and not _would_expire(failure, delay := _checked(delay)):
-                failure.retry_in = delay
+            seconds = None if delay is None else _seconds(delay)
         except Exception as reason:
-            logger.error(
-                "the retry policy of task %s (%s) failed, which gives up: %s: %s",
-                task.task_id,
-                task.name,
-                type(reason).__name__,
-                reason,
-            )
+            message = "the retry policy of task %s (%s) failed, which gives up"
+            logger.log(logging.ERROR, message, task.task_id, task.name, exc_info=reason)
+            return
+        if seconds is not None and not _would_expire(failure, seconds):
+            failure.retry_in = seconds
 
-    def _retry(self, failure: FailedRun, asked: Retry, policy: RetryPolicy | None) -> None:
-        if asked.counts and isinstance(policy, PerException):
-            policy = policy.policy_for(asked.__cause__ or asked)
-        if asked.counts and isinstance(policy, Backoff) and failure.task.failures >= policy.retries:
-            return
-        if _would_expire(failure, asked.delay):
-            return
-        failure.retry_in, failure.counts, failure.shown = asked.delay, asked.counts, asked.__cause__
+
+def _retry(failure: FailedRun, asked: Retry, policy: RetryPolicy | None) -> None:
+    """Does what the task has asked for, within the number of retries that its policy has."""
+    cause = asked.__cause__ if isinstance(asked.__cause__, Exception) else None
+    failure.shown = cause
+    while isinstance(policy, PerException):
+        policy = policy.policy_for(cause or asked)
+    if asked.counts and isinstance(policy, Backoff) and failure.task.failures >= policy.retries:
+        failure.shown = cause or f"Retry: the task asked to be tried again, after {policy.retries} retries"
+    elif _would_expire(failure, asked.delay):
+        failure.shown = cause or "Retry: the task asked to be tried again after it expires"
+    else:
+        failure.retry_in, failure.counts = asked.delay, asked.counts
 
 
 def _would_expire(failure: FailedRun, delay: float) -> bool:
@@ -242,9 +248,9 @@ def _would_expire(failure: FailedRun, delay: float) -> bool:
     task, expires = failure.task, None if failure.run is None else failure.run.options.get("expires")
     if expires is None or task.started_at is None:
         return False
-    return task.started_at + timedelta(seconds=delay) >= expiry_of(task, expires)
+    return task.started_at + timedelta(seconds=failure.seconds + delay) >= expiry_of(task, expires)
 
 
-def _checked(delay: float | timedelta) -> float:
+def _seconds(delay: float | timedelta) -> float:
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    return min(check_seconds("what a retry policy returns", seconds), MAX_SECONDS)
+    return check_seconds("what a retry policy returns", seconds)

@@ -1,9 +1,7 @@
 """Limits of time: how long a run may take, and until when it may begin."""
 
 import asyncio
-import contextlib
 import inspect
-import threading
 import time
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -11,8 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from sitq._logs import SafeLogger
-from sitq.errors import TaskTimeoutError
-from sitq.extensions.base import FailedRun, Run
+from sitq.backends.base import Backend
+from sitq.errors import GiveUp, Retry, TaskTimeoutError
+from sitq.extensions.base import FailedRun, Run, Runs
+from sitq.extensions.looking import Looking
 from sitq.models import ReservedTask
 from sitq.serializers.calls import is_async
 
@@ -21,9 +21,11 @@ logger = SafeLogger("sitq.worker")
 DEAF_SECONDS = 2.0
 """How long after its time a run may go on before it is warned of."""
 
+LOOK_SECONDS = 1.0
 
-class Expired(Exception):  # noqa: N818 - it ends the task as cancelled, and is never seen
-    """The task was not started in time."""
+
+class Expired(BaseException):
+    """The task was not started in time: no error, and never seen by anybody but this module."""
 
 
 class Timeouts:
@@ -44,10 +46,14 @@ class Timeouts:
         if seconds is None:
             return None
         if is_async(run.call.func):  # type: ignore[arg-type]  # its import path was resolved
-            return _Limit(run, seconds)
+            return _Limit(run, seconds, seconds)
         # From when a thread begins with it: it may have waited for one.
-        run.call = run.call._replace(func=_Limited(run, seconds))
+        run.threaded = _Threaded(run, seconds)
         return None
+
+    def beside(self, backend: Backend, runs: Runs) -> AbstractAsyncContextManager[object]:
+        """Looks for runs that go on after their time, for as long as the worker runs."""
+        return Looking(LOOK_SECONDS, _Deaf(runs).look)
 
     def after_failure(self, failure: FailedRun) -> None:
         """Decides that a task that was not started in time is cancelled."""
@@ -60,6 +66,11 @@ def expiry_of(task: ReservedTask, expires: datetime | timedelta) -> datetime:
     return task.enqueued_at + expires if isinstance(expires, timedelta) else expires
 
 
+def timed_out(seconds: float) -> TaskTimeoutError:
+    """Returns the error of a run that has a limit of so many seconds."""
+    return TaskTimeoutError(f"it took longer than its timeout of {seconds:g} seconds")
+
+
 def _check_expiry(run: Run, expires: datetime | timedelta) -> None:
     moment = expiry_of(run.task, expires)
     # By the store's clock, which has said when the task was stored, too.
@@ -68,97 +79,97 @@ def _check_expiry(run: Run, expires: datetime | timedelta) -> None:
 
 
 class _Limit:
-    """Limits a coroutine."""
+    """Limits a coroutine.
 
-    __slots__ = ("_alarm", "_run", "_seconds", "_timeout")
+    Args:
+        run: The run.
+        seconds: Its limit.
+        left: What is left of that.
+    """
 
-    def __init__(self, run: Run, seconds: float) -> None:
+    __slots__ = ("_left", "_run", "_seconds", "_timeout")
+
+    def __init__(self, run: Run, seconds: float, left: float) -> None:
         self._run = run
         self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._left = left
+        self._timeout = asyncio.timeout(left)
 
     async def __aenter__(self) -> None:
-        run, seconds = self._run, self._seconds
-        run.deadline = time.monotonic() + seconds
-        self._alarm = asyncio.get_running_loop().call_later(seconds + DEAF_SECONDS, _warn_of_deaf, run, seconds)
+        self._run.deadline = time.monotonic() + self._left
         await self._timeout.__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._alarm.cancel()
         try:
             await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError as over:
-            if not self._timeout.expired():
-                raise
-            raise _timed_out(self._seconds) from (over.__cause__ or error)
+        except TimeoutError:  # its own: what the run has raised is not raised by this
+            raise timed_out(self._seconds) from error
         if not self._timeout.expired():
             return
         if error is None:
             _warn_of_late_value(self._run, self._seconds)
-        elif isinstance(error, Exception):
-            raise _timed_out(self._seconds) from error
+        elif _is_late(error):
+            raise timed_out(self._seconds) from error
 
 
-class _Limited:
-    """The function of a run that has a limit, for a thread."""
+class _Threaded:
+    """What a thread calls in place of a function that has a limit."""
 
     def __init__(self, run: Run, seconds: float) -> None:
         self._run = run
-        self._func: Any = run.call.func
-        self.__wrapped__ = self._func  # by this, others find out what it calls
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function; in its thread, so the time that it waited for one does not count."""
+        """Calls the function."""
         run, seconds = self._run, self._seconds
-        run.deadline = time.monotonic() + seconds
-        ended = threading.Event()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._watch, ended)
+        deadline = run.deadline = time.monotonic() + seconds
+        func: Any = run.call.func  # as it is now: what is around the run may have changed it
         try:
-            value = self._func(*args, **kwargs)
-        except TaskTimeoutError:  # of check()
+            value = func(*args, **kwargs)
+        except BaseException as error:
+            if time.monotonic() >= deadline and _is_late(error):
+                raise timed_out(seconds) from error
             raise
-        except Exception as error:
-            if time.monotonic() >= run.deadline:
-                raise _timed_out(seconds) from error
-            raise
-        finally:
-            ended.set()
         if inspect.isawaitable(value):
-            return self._awaited(value, run.deadline)
-        if time.monotonic() >= run.deadline:
+            return _rest(run, seconds, deadline, value)
+        if time.monotonic() >= deadline:
             _warn_of_late_value(run, seconds)
         return value
 
-    def _watch(self, ended: threading.Event) -> None:
-        def warn() -> None:
-            if not ended.is_set():
-                _warn_of_deaf(self._run, self._seconds)
 
-        self._loop.call_later(self._seconds + DEAF_SECONDS, warn)
-
-    async def _awaited(self, value: Any, deadline: float) -> Any:
-        """Awaits what the function returned, in the rest of its time."""
-        async with _Limit(self._run, max(0.0, deadline - time.monotonic())):
-            return await value
+async def _rest(run: Run, seconds: float, deadline: float, value: Any) -> Any:
+    """Awaits what a function has returned, in the rest of its time."""
+    async with _Limit(run, seconds, max(0.0, deadline - time.monotonic())):
+        return await value
 
 
-def _timed_out(seconds: float) -> TaskTimeoutError:
-    return TaskTimeoutError(f"it took longer than its timeout of {seconds:g} seconds")
+def _is_late(error: BaseException) -> bool:
+    """Whether what a run has raised after its time means that it took too long, and is no order of the task's."""
+    return isinstance(error, Exception) and not isinstance(error, (TaskTimeoutError, Retry, GiveUp))
 
 
-def _warn_of_deaf(run: Run, seconds: float) -> None:
-    logger.warning(
-        "task %s (%s) goes on %g seconds after its timeout of %g seconds; it keeps its slot until it ends",
-        run.task.task_id,
-        run.task.name,
-        DEAF_SECONDS,
-        seconds,
-    )
+class _Deaf:
+    """Warns of runs that go on after their time, once of each."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._warned: set[Run] = set()
+
+    def look(self) -> None:
+        """Looks at what runs."""
+        latest = time.monotonic() - DEAF_SECONDS
+        deaf = {run for run in self._runs() if run.deadline is not None and run.deadline < latest}
+        for run in deaf - self._warned:
+            logger.warning(
+                "task %s (%s) goes on %g seconds after its timeout of %g seconds; it keeps its slot until it ends",
+                run.task.task_id,
+                run.task.name,
+                DEAF_SECONDS,
+                run.options["timeout"],
+            )
+        self._warned = deaf
 
 
 def _warn_of_late_value(run: Run, seconds: float) -> None:

@@ -238,7 +238,8 @@ class Dispatcher:
 
     def _decide(self, held: HeldTask, outcome: Outcome, failed: Failure) -> Outcome:
         """Returns what is recorded of a run that did not succeed."""
-        failure = FailedRun(held.task, held.run, failed.error, failed.kind, outcome.error or "")
+        seconds = self._loop.time() - held.began
+        failure = FailedRun(held.task, held.run, failed.error, failed.kind, outcome.error or "", seconds)
         self._runner.hooks.decisions.make(failure)
         return decided(outcome, failure)
 
@@ -288,7 +289,8 @@ class Dispatcher:
 
     def _leave(self, held: HeldTask) -> None:
         """Lets go of a task that did not end: of its lease only, if nobody has asked the worker to stop."""
-        its_thread = "; its thread goes on, and what it returns changes nothing" if held.in_thread else ""
+        in_thread = held.run is not None and held.run.in_thread
+        its_thread = "; its thread goes on, and what it returns changes nothing" if in_thread else ""
         if self._shutdown.was_requested:
             self._give_back(held, f"it was not finished in time{its_thread}")
             return

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
+from sitq._checks import check_seconds
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
-from sitq.backends.endings import Endings
+from sitq.backends.endings import Ending, Endings
 from sitq.extensions.base import (
     AfterFailure,
     Around,
@@ -30,6 +31,8 @@ logger = SafeLogger("sitq.worker")
 type Arounds = Callable[[Run], Sequence[AbstractAsyncContextManager[object]]]
 """Returns what is to be entered for a run, the outermost first; for most runs there is nothing."""
 
+_NOTHING: Sequence[AbstractAsyncContextManager[object]] = ()
+
 
 def arounds_of(extensions: Sequence[Extension]) -> Arounds:
     """Returns what gives the context managers of a run, in the order of the extensions."""
@@ -38,7 +41,14 @@ def arounds_of(extensions: Sequence[Extension]) -> Arounds:
     def entered(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
         return [manager for around in arounds if (manager := around(run)) is not None]
 
-    return entered
+    def entered_alone(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
+        manager = only(run)
+        return _NOTHING if manager is None else (manager,)
+
+    if len(arounds) != 1:
+        return entered
+    only = arounds[0]  # most workers have the standard one and no other
+    return entered_alone
 
 
 class Decisions:
@@ -58,13 +68,35 @@ class Decisions:
         for extension in self._extensions:
             try:
                 extension.after_failure(failure)
+                # At once: who is asked after this one has to know what becomes of the task.
+                self._check(failure)
             except BaseException as error:  # SystemExit as well: the outcome has to be recorded
+                failure.retry_in = None
                 message = "after_failure() of %s failed on task %s"
                 logger.log(logging.ERROR, message, type(extension).__name__, failure.task.task_id, exc_info=error)
-        decided = {"retry": failure.retry_in is not None, "cancel": failure.cancelled, "then": bool(failure.then)}
-        if missing := [ending for ending, is_so in decided.items() if is_so and ending not in self._endings]:
-            logger.error("task %s fails: its backend cannot record %s", failure.task.task_id, " and ".join(missing))
-            failure.retry_in, failure.cancelled, failure.then = None, False, []
+
+    def _check(self, failure: FailedRun) -> None:
+        """Takes back what contradicts itself, or what the backend cannot record."""
+        if failure.cancelled:
+            failure.retry_in = None
+        elif failure.retry_in is not None:
+            failure.retry_in = check_seconds("retry_in", failure.retry_in)
+        self._need("retry", "tried again", failure.retry_in is not None, failure)
+        self._need("cancel", "ended as cancelled", failure.cancelled, failure)
+        self._need("then", "followed by another one", bool(failure.then), failure)
+
+    def _need(self, ending: Ending, what: str, is_so: bool, failure: FailedRun) -> None:
+        if not is_so or ending in self._endings:
+            return
+        message = "task %s (%s) fails: it should be %s, which its backend cannot record (sitq.backends.endings)"
+        logger.error(message, failure.task.task_id, failure.task.name, what)
+        match ending:
+            case "retry":
+                failure.retry_in = None
+            case "cancel":
+                failure.cancelled = False
+            case "then":
+                failure.then = []
 
 
 class EnteredBeside:

@@ -20,7 +20,6 @@ class HeldTask:
         not_held: Whether another worker may hold it by now.
         aio: The asyncio task that runs it; ``None`` before it has begun.
         began: When that one began, by the loop's clock, in seconds.
-        in_thread: Whether a plain function of its own is under way.
         run: Its run, from when its call was loaded; ``None`` before that.
         no_thread: Why its call, or the loading of it, could not be begun; ``None``: it could.
     """
@@ -30,7 +29,6 @@ class HeldTask:
     not_held: bool = False
     aio: asyncio.Task[None] | None = None
     began: float = 0.0
-    in_thread: bool = False
     run: Run | None = None
     no_thread: NoThreadError | None = None
 

@@ -146,6 +146,8 @@ class Renewer:
                 held.renewed = now
             elif not held.not_held and not (held.aio is not None and held.aio.done()):
                 held.not_held = True
+                if held.run is not None:
+                    held.run.not_held = True
                 reason = "it may be run elsewhere, and what this run returns will change nothing"
                 self._events.emit("not_held", held.task, reason=reason)
 

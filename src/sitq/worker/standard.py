@@ -10,6 +10,8 @@ from sitq.extensions.inject import Injections
 from sitq.extensions.reporting import Reporting
 from sitq.extensions.retries import Retries
 from sitq.extensions.timeouts import Timeouts
+from sitq.models import Outcome
+from sitq.worker.execution import decided
 
 logger = SafeLogger("sitq.worker")
 
@@ -18,12 +20,16 @@ class OnFailure:
     """Stores the task that ``on_failure=`` names, together with the failure of the one that failed for good."""
 
     def after_failure(self, failure: FailedRun) -> None:
-        """Adds that task, unless the one that failed is tried again or is cancelled."""
+        """Adds that task, unless the one that failed is tried again or is cancelled.
+
+        One whose call cannot be loaded, or whose workers died, has nobody who could read what it declares.
+        """
         run = failure.run
         if run is None or failure.is_decided or (target := run.options.get("on_failure")) is None:
             return
         try:
-            arguments: tuple[Any, ...] = (failure.task.task_id, failure.task.name, failure.text)
+            error = decided(Outcome(failure.task, error=failure.text), failure).error
+            arguments: tuple[Any, ...] = (failure.task.task_id, failure.task.name, error)
             failure.then.append(run.home.make_task(target, arguments, {}))
         except Exception as error:
             logger.error(

@@ -10,6 +10,7 @@ from typing import Self
 
 from sitq._checks import check_count, check_positive_seconds, check_seconds
 from sitq._delays import Delays
+from sitq._lanes import select_queues
 from sitq._logs import SafeLogger
 from sitq._signals import stop_signals
 from sitq.backends.base import Backend, check_backend
@@ -64,10 +65,14 @@ class Worker:
             every worker has.
         standard_extensions: Whether the worker has those that every one has. Without them, what tasks declare
             (retries, timeouts, expiry, ``on_failure``) is not observed.
+        queues: The names of the queues whose tasks are run, these and no others; the tasks that were
+            given none are in the queue ``"default"``. ``None`` means all queues. If one queue is to have
+            slots of its own, make a worker for it.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or ``queues`` is empty or holds what is no name of a queue.
+        BackendError: ``queues`` is given, and the backend has no named queues.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Worker:
         executor: Executor | None = None,
         extensions: Sequence[Extension] = (),
         standard_extensions: bool = True,
+        queues: Sequence[str] | None = None,
     ) -> None:
         slots = check_count("max_concurrency", max_concurrency)
         self._settings = Settings(
@@ -99,7 +105,7 @@ class Worker:
         self._executor = _checked(executor)
         checked = check_extensions(extensions)
         self._extensions = with_standard(checked) if standard_extensions else checked
-        self._backend = check_backend(SQLiteBackend() if backend is None else backend)
+        self._backend = select_queues(check_backend(SQLiteBackend() if backend is None else backend), queues)
         self._serializer = check_serializer(CloudpickleSerializer() if serializer is None else serializer)
         self._main: asyncio.Task[int] | None = None
         self._started: asyncio.Future[None] | None = None

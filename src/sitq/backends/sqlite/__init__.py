@@ -14,8 +14,10 @@ from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
 from sitq.backends.many import Ended
 from sitq.backends.sqlite import many, queries
+from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.batch import Durability
 from sitq.backends.sqlite.cancelling import Cancellation
+from sitq.backends.sqlite.choosing import Selection
 from sitq.backends.sqlite.connection import Connection
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import (
@@ -30,25 +32,25 @@ from sitq.backends.sqlite.jobs import (
     Topic,
     micros,
 )
+from sitq.backends.sqlite.lanes import LANES, lane_of
+from sitq.backends.sqlite.pausing import LaneOperations, check_head_start
 from sitq.backends.sqlite.progressing import ProgressReports
 from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
 from sitq.errors import BackendError
-from sitq.models import Extras, NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
+from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, now_seconds
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+HEAD_START_SECONDS = 60.0
 MAX_STORABLE_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
 
-_NO_EXTRAS = Extras()
-
-
-class SQLiteBackend(Inspection, Cancellation, ProgressReports):
+class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.
@@ -69,6 +71,9 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
             :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
         max_payload_bytes: The largest payload or result, in bytes.
         clock: Gives the time in seconds since 1970 UTC; for tests.
+        head_start: Seconds by which a task is sooner for each step of its priority: it is overtaken by
+            those only that became due within its disadvantage after it. With ``inf`` a task of a
+            higher priority always comes first, and others may wait for ever. For workers of this backend.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -84,6 +89,7 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = now_seconds,
+        head_start: float = HEAD_START_SECONDS,
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
@@ -98,7 +104,8 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
         kept = None if retention is None else micros(check_seconds("retention", retention))
-        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen))
+        selection = Selection(None, check_head_start(head_start))
+        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen), selection)
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=MAX_STORABLE_BYTES)
         self._clock = clock
@@ -170,13 +177,15 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
 
         Raises:
             ValueError: A payload is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them, or one of them asks for a queue or a priority.
+            BackendError: The file did not take them, or one of them asks for what this backend does not have.
         """
-        self._check(tasks)
+        job = EnqueueJob(tasks, self._check(tasks))
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
-        await self._connected().call(EnqueueJob(tasks), on_queued=lambda: self._watchers.notify((DUE,)))
+        await self._connected().call(job, on_queued=lambda: self._watchers.notify((DUE,)))
 
-    def _check(self, tasks: Iterable[NewTask]) -> None:
+    def _check(self, tasks: Iterable[NewTask]) -> Collection[Ability]:
+        """Returns what the file has to have for these tasks."""
+        needed: tuple[Ability, ...] = ()
         for task in tasks:
             if len(task.payload) > self._max_payload_bytes:
                 raise ValueError(
@@ -184,11 +193,15 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
                     f"{self._max_payload_bytes} that max_payload_bytes allows: store the data "
                     "elsewhere and pass a reference, or raise the limit"
                 )
-            if task.extras is not None and task.extras != _NO_EXTRAS:
-                raise BackendError(
-                    f"{self._path}: this backend has no named queues and priorities yet, and {task.name} "
-                    f"asks for {task.extras}; nothing was stored"
-                )
+            if task.extras is not None:
+                if task.extras.unique is not None:
+                    raise BackendError(
+                        f"{self._path}: this backend has no unique tasks yet, and {task.name} asks for "
+                        f"{task.extras}; nothing was stored"
+                    )
+                if lane_of(task.extras) is not None:
+                    needed = (LANES,)
+        return needed
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
         """Gives out up to ``limit`` due tasks, the oldest first; see :class:`~sitq.Backend`."""
@@ -207,10 +220,10 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
 
         Raises:
             ValueError: The payload of a task that is to be stored as well is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them, or such a task asks for a queue or a priority.
+            BackendError: The file did not take them, or such a task asks for what this backend does not have.
         """
-        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
-        return await self._connected().call(RecordJob(outcomes, "success"))
+        needed = self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "success", needed))
 
     async def mark_failure(self, outcomes: Sequence[Outcome]) -> Sequence[ReservedTask]:
         """Records errors, retries and cancellations; returns the tasks that were not held.
@@ -219,8 +232,8 @@ class SQLiteBackend(Inspection, Cancellation, ProgressReports):
             ValueError: As for :meth:`mark_success`.
             BackendError: As for :meth:`mark_success`.
         """
-        self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
-        return await self._connected().call(RecordJob(outcomes, "failed"))
+        needed = self._check(task for outcome in outcomes if outcome.then for task in outcome.then)
+        return await self._connected().call(RecordJob(outcomes, "failed", needed))
 
     async def release(self, tasks: Sequence[ReservedTask]) -> Sequence[ReservedTask]:
         """Gives tasks back, due at once and the attempt unspent; returns those not held."""

@@ -95,7 +95,7 @@ class Batch:
         writers = [
             job
             for job in self._jobs
-            if job.writes and (others_write or not job.is_reservation or job.is_wanted(sqlite, now))
+            if job.writes and (not job.is_reservation or job.is_wanted(sqlite, now, anyhow=others_write))
         ]
         try:
             for job in writers:

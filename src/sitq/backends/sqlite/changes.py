@@ -23,6 +23,8 @@ ran_on            where the run was, for people
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+queue             the name of the task's queue, ``''`` for the default one; ``None`` in the default lane
+priority          the task's priority; ``None`` in the default lane
 done              how much of a task is done
 total             how much there is to do; ``None``: that is not known
 note              a text for people
@@ -34,6 +36,8 @@ batch, and no field.
 """
 
 from typing import Literal, NamedTuple
+
+from sitq.backends.sqlite.lanes import LaneChange
 
 
 class StoreTask(NamedTuple):
@@ -127,6 +131,8 @@ class StoreThen(NamedTuple):
     payload: bytes
     max_attempts: int
     available_at: int
+    queue: str | None = None
+    priority: int | None = None
 
 
 class Release(NamedTuple):
@@ -205,5 +211,6 @@ type Change = (
     | Ask
     | Cut
     | Unask
+    | LaneChange
     | NoteProgress
 )

@@ -25,6 +25,23 @@ _RECENT_FAILURES = """
     WHERE finished_at > ? AND status = 'failed' ORDER BY finished_at DESC LIMIT ?
 """
 
+UNSERVED_MICROS = 60 * 1_000_000
+
+# For each queue how many tasks are due and since when, if nobody seems to take them; and the paused ones.
+_QUEUES = """
+    SELECT queue, due, oldest, EXISTS (SELECT 1 FROM paused WHERE paused.queue = found.queue) FROM (
+        SELECT ifnull(queue, '') AS queue,
+            count(*) FILTER (WHERE status = 'pending' AND available_at <= ?1) AS due,
+            min(available_at) FILTER (WHERE status = 'pending') AS oldest,
+            max(started_at) AS started, count(*) FILTER (WHERE status = 'in_progress' AND available_at > ?1) AS running
+        FROM tasks GROUP BY 1) AS found
+    WHERE (due AND oldest <= ?2 AND NOT running AND ifnull(started, 0) <= ?2)
+        OR EXISTS (SELECT 1 FROM paused WHERE paused.queue = found.queue)
+    UNION ALL SELECT queue, 0, NULL, 1 FROM paused
+        WHERE queue NOT IN (SELECT ifnull(queue, '') FROM tasks)
+    ORDER BY queue
+"""
+
 _TYPES = {
     "task_id": "text",
     "status": "text",
@@ -94,6 +111,34 @@ def failures(connection: sqlite3.Connection, now: int) -> Finding:
         f"start the workers in the folder that holds {folder}, or set PYTHONPATH there; then run "
         f'sitq retry PATH --failed --error "{text}"',
     )
+
+
+def queues(connection: sqlite3.Connection, now: int) -> Finding:
+    """Says which queues are paused, and which seem to be served by nobody.
+
+    Who serves what is known to the workers only. So a queue is named if the oldest of its tasks has been due for
+    long, none of them runs, and none was started lately.
+    """
+    with decoded(connection):
+        found = connection.execute(_QUEUES, (now, now - UNSERVED_MICROS)).fetchall()
+    paused = [f"{_named(queue)} ({due} due)" for queue, due, _, is_paused in found if is_paused]
+    unserved = [
+        f"{_named(queue)} ({due} due, the oldest for {(now - oldest) // 1_000_000} seconds)"
+        for queue, due, oldest, is_paused in found
+        if due and not is_paused
+    ]
+    if not paused and not unserved:
+        return Finding("queues", "ok", "none waits for a worker that serves it, and none is paused")
+    said = [f"paused: {', '.join(paused)}"] if paused else []
+    said += [f"nobody seems to serve {', '.join(unserved)}: none was started in the last minute"] if unserved else []
+    advice = ["sitq resume PATH QUEUE ends a pause"] if paused else []
+    if unserved:
+        advice.append("see that a worker is running whose queues name it, or one that serves all, and has free slots")
+    return Finding("queues", "note", "; ".join(said), "; ".join(advice))
+
+
+def _named(queue: str) -> str:
+    return queue or "default"
 
 
 def rows(connection: sqlite3.Connection) -> Finding:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sitq.backends.inspect import Finding
 from sitq.backends.sqlite import contents
+from sitq.backends.sqlite.abilities import abilities
+from sitq.backends.sqlite.lanes import LANES
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -69,6 +71,8 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
         ("free pages", free_pages),
     ):
         findings.append(_examined(name, examination, connection))
+    if LANES.name in abilities(connection):
+        findings.append(_examined("queues", lambda connection: contents.queues(connection, now), connection))
     return findings
 
 

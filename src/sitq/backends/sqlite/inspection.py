@@ -40,7 +40,7 @@ _OLDEST = 7  # which of them is a time
 # A run that was retried by a policy has raised max_attempts by one: what is shown is what was asked for.
 _INFO = """task_id, name, status, attempt, max_attempts - failures - snoozes, error, failures, enqueued_at,
     CASE status WHEN 'pending' THEN available_at END, CASE status WHEN 'in_progress' THEN available_at END,
-    started_at, finished_at, {asked_at}"""
+    started_at, finished_at, {asked_at}, ifnull(queue, ''), ifnull(priority, 0)"""
 _SHOW = f"SELECT traceback, format, length(payload), length(result), {_INFO} FROM tasks WHERE task_id = ?"
 _FAILURES = """
     SELECT attempt, started_at, ended_at, error, traceback, ran_on FROM task_failures
@@ -127,6 +127,7 @@ class Inspection:
         error: str | None = None,
         since: float | None = None,
         before: str | None = None,
+        queue: str | None = None,
     ) -> Sequence[TaskInfo]:
         """Lists tasks, the newest first; see :class:`~sitq.backends.inspect.Inspectable`.
 
@@ -137,7 +138,7 @@ class Inspection:
         connection = self._connected()
         asked_at = await connection.call(ReadJob(lambda sqlite, _: asking.column(sqlite)))
         columns = _INFO.format(asked_at=asked_at)
-        rows = await walk(connection, Query(status, name, error, since, before), columns, limit)
+        rows = await walk(connection, Query(status, name, error, since, before, queue), columns, limit)
         return [TaskInfo(**_info(row)) for row in rows]
 
 
@@ -194,7 +195,7 @@ def _ids(connection: sqlite3.Connection, prefix: str, limit: int) -> Sequence[st
 
 
 def _info(row: Row) -> dict[str, Any]:
-    task_id, name, status, attempt, max_attempts, error, failed, *micros = row
+    task_id, name, status, attempt, max_attempts, error, failed, *micros, queue, priority = row
     try:
         times = [None if time is None else from_micros(time) for time in micros]
         if status not in STATUSES or times[0] is None:
@@ -213,5 +214,7 @@ def _info(row: Row) -> dict[str, Any]:
         "max_attempts": max_attempts,
         "error": error,
         "failures": failed,
+        "queue": queue,
+        "priority": priority,
         **dict(zip(names, times, strict=True)),
     }

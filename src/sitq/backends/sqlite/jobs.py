@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
 from sitq.backends.sqlite import asking, failures, queries
-from sitq.backends.sqlite.abilities import Ability
+from sitq.backends.sqlite.abilities import Ability, abilities
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
@@ -24,6 +24,8 @@ from sitq.backends.sqlite.changes import (
     StoreThen,
     Succeed,
 )
+from sitq.backends.sqlite.choosing import Plan, Selection, make_plan
+from sitq.backends.sqlite.lanes import LANES, StoreInLane, lane_of
 from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
@@ -63,8 +65,14 @@ class Job[T](ABC):
         self.result: T | None = None
         self.error: BaseException | None = None
 
-    def is_wanted(self, sqlite: sqlite3.Connection, now: int) -> bool:
-        """Whether the changes would change anything: trying costs the write lock."""
+    def is_wanted(self, sqlite: sqlite3.Connection, now: int, *, anyhow: bool) -> bool:
+        """Whether the changes would change anything: trying costs the write lock.
+
+        Args:
+            sqlite: The connection.
+            now: The time in microseconds.
+            anyhow: Whether the lock is taken for other jobs anyhow; then the answer is yes.
+        """
         return True
 
     def changes(self, now: int) -> Iterable[Change]:
@@ -118,10 +126,14 @@ class ReadJob[T](Job[T]):
         return self._query(sqlite, now)
 
 
-def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask]:
+def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask | StoreInLane]:
     for task in tasks:
         due = min(now + micros(task.delay or 0), MAX_MOMENT) if task.eta is None else max(now, to_micros(task.eta))
-        yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+        lane = None if task.extras is None else lane_of(task.extras)
+        if lane is None:
+            yield StoreTask(task.task_id, task.name, task.format, task.payload, task.max_attempts, due)
+        else:
+            yield StoreInLane(task.task_id, task.name, task.format, task.payload, task.max_attempts, due, *lane)
 
 
 class EnqueueJob(Job[None]):
@@ -130,11 +142,12 @@ class EnqueueJob(Job[None]):
     writes = True
     synced = True
 
-    def __init__(self, tasks: Sequence[NewTask]) -> None:
+    def __init__(self, tasks: Sequence[NewTask], abilities: Collection[Ability] = ()) -> None:
         super().__init__()
         self._tasks = tasks
+        self.abilities = abilities
 
-    def changes(self, now: int) -> Iterator[StoreTask]:
+    def changes(self, now: int) -> Iterator[StoreTask | StoreInLane]:
         """Gives one for each task."""
         return _records(self._tasks, now)
 
@@ -152,10 +165,11 @@ class EnqueueJob(Job[None]):
 
 
 class ReserveState:
-    """What one reservation leaves for the next one of the same backend."""
+    """What one reservation leaves for the next one of the same backend, and from which queues it takes."""
 
-    def __init__(self, pruning: Pruning) -> None:
+    def __init__(self, pruning: Pruning, selection: Selection) -> None:
         self.pruning = pruning
+        self.selection = selection
         self.more_is_due = False
         """Whether the latest reservation brought all that was asked for."""
 
@@ -185,18 +199,29 @@ class ReserveJob(Job[Found]):
         self._give_back = give_back
         self._claim = new_claim()
         self._until = 0  # when the first of the leases ends, in microseconds
+        self._plan: Plan | None = None
 
-    def is_wanted(self, sqlite: sqlite3.Connection, now: int) -> bool:
+    def is_wanted(self, sqlite: sqlite3.Connection, now: int, *, anyhow: bool) -> bool:
         """Whether anything is due, or can be pruned."""
+        state = self._state
+        self._plan = None
+        if LANES.name in abilities(sqlite) or not state.selection.has_default:
+            self._plan = make_plan(sqlite, now, self._limit, self._alone, state.selection)
+            return anyhow or self._plan.changes_anything or self._may_prune(sqlite, now)
+        if anyhow:
+            return True
         # If the latest reservation brought all that was asked for, there is more: asking would only
         # hand the interpreter lock to the loop, just when SQLite could have started beside it.
         more, self._state.more_is_due = self._state.more_is_due, False
         return more or queries.is_due(sqlite, now, self._alone) or self._may_prune(sqlite, now)
 
-    def changes(self, now: int) -> Iterator[Reserve | Prune]:
+    def changes(self, now: int) -> Iterator[Change]:
         """Gives the reservation, and one for pruning if it is time to."""
         self._until = now + micros(self._lease)
-        yield Reserve(self._claim, self._until, self._limit, self._alone)
+        if self._plan is None:
+            yield Reserve(self._claim, self._until, self._limit, self._alone)
+        else:
+            yield from self._plan.changes(self._claim, self._until, self._limit)
         pruning = self._state.pruning
         if pruning.is_time:
             yield Prune(pruning.finished_before(now), MAX_PRUNED_PER_RESERVATION, None)
@@ -205,7 +230,10 @@ class ReserveJob(Job[Found]):
         """Returns what was given out."""
         if self._state.pruning.is_time and not self._may_prune(sqlite, now):
             self._state.pruning.pause()
-        found = queries.reserved(sqlite, now, self._limit, self._claim, self._until, notes)
+        if self._plan is None:
+            found = queries.reserved(sqlite, now, self._limit, self._claim, self._until, notes)
+        else:
+            found = self._plan.read(sqlite, now, self._limit, self._claim, self._until, notes)
         self._state.more_is_due = len(found.rows) == self._limit
         if ended := asking.ended_instead(sqlite, now, self._claim, found.reservation.buried):
             buried = [task_id for task_id in found.reservation.buried if task_id not in ended]
@@ -282,14 +310,17 @@ class RecordJob(Job[list[ReservedTask]]):
 
     writes = True
 
-    def __init__(self, outcomes: Sequence[Outcome], status: Literal["success", "failed"]) -> None:
+    def __init__(
+        self, outcomes: Sequence[Outcome], status: Literal["success", "failed"], abilities: Collection[Ability] = ()
+    ) -> None:
         super().__init__()
+        self.abilities = abilities
         self._outcomes = outcomes
         self.synced = any(outcome.then for outcome in outcomes)  # they are new tasks like any other
         self._status: Literal["success", "failed"] = status
         self._may_end = False  # whether some that are tried again may have been asked to end, and have ended by it
         if status == "failed" and any(map(_is_failed_attempt, outcomes)):
-            self.abilities = (failures.ABILITY,)
+            self.abilities = (*abilities, failures.ABILITY)
 
     def changes(self, now: int) -> Iterator[Change]:
         """Gives one for each outcome, and before it one for each task that is stored with it."""
@@ -300,7 +331,7 @@ class RecordJob(Job[list[ReservedTask]]):
                     yield StoreThen(task.key, task.claim, *record)
             if retry_in is not None:
                 due = min(now + micros(retry_in), MAX_MOMENT)
-                if counts and self.abilities:
+                if counts and failures.ABILITY in self.abilities:
                     yield KeepAndRetry(task.key, task.claim, due, error, traceback, counts, ran_on)
                 else:
                     yield RetryLater(task.key, task.claim, due, error, traceback, counts)

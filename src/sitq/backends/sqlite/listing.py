@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sitq.backends.sqlite.conditions import DUE_ROWS, LAST_OR_SPENT_ROWS
+from sitq.backends.sqlite.abilities import abilities
 from sitq.backends.sqlite.jobs import Job, ReadJob
+from sitq.backends.sqlite.lanes import LANES, live_rows
 from sitq.backends.sqlite.statements import Row
 from sitq.models import FINISHED, Status
 
@@ -36,6 +37,7 @@ class Query:
         error: A text that their error contains.
         since: How many seconds ago they were finished, or else stored, at most.
         before: The id of the task that comes before them in the order.
+        queue: The name of their queue, empty for the default one.
     """
 
     status: Status | None = None
@@ -43,6 +45,7 @@ class Query:
     error: str | None = None
     since: float | None = None
     before: str | None = None
+    queue: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,19 @@ class _Order:
 
 
 _BY_KEY = _Order("tasks NOT INDEXED WHERE 1", "0, id", "id < :id", "id >= :last_id", "id DESC")
-# By way of the two indexes of the live rows (see schema.py). It reads all of them: if there are many,
-# the newest of them are found sooner among the newest rows. (A task of a named queue is in neither: what
-# stores the first one in a file will make indexes for it.)
-_LIVE = _Order(
-    f"tasks WHERE id IN (SELECT id FROM {DUE_ROWS} UNION ALL SELECT id FROM {LAST_OR_SPENT_ROWS})",
-    *("0, id", "id < :id", "id >= :last_id", "id DESC"),
+# By way of the indexes of the live rows (see schema.py and lanes.py). It reads all of them: if there are many,
+# the newest of them are found sooner among the newest rows.
+_LIVE_IDS, _LIVE_IDS_IN_LANES = (
+    " UNION ALL ".join(f"SELECT id FROM {rows}" for rows in live_rows(has_lanes=has_lanes))
+    for has_lanes in (False, True)
 )
-_MANY_LIVE = f"""
-    SELECT 1 FROM (SELECT 1 FROM {DUE_ROWS} UNION ALL SELECT 1 FROM {LAST_OR_SPENT_ROWS})
-    LIMIT 1 OFFSET {ROWS_PER_PIECE}
-"""
+_LIVE, _LIVE_IN_LANES = (
+    _Order(f"tasks WHERE id IN ({ids})", "0, id", "id < :id", "id >= :last_id", "id DESC")
+    for ids in (_LIVE_IDS, _LIVE_IDS_IN_LANES)
+)
+_MANY_LIVE, _MANY_LIVE_IN_LANES = (
+    f"SELECT 1 FROM ({ids}) LIMIT 1 OFFSET {ROWS_PER_PIECE}" for ids in (_LIVE_IDS, _LIVE_IDS_IN_LANES)
+)
 _BY_END = _Order(
     "tasks INDEXED BY tasks_finished WHERE finished_at IS NOT NULL AND finished_at > :since",
     "finished_at, id",
@@ -137,12 +142,15 @@ def _begin(sqlite: sqlite3.Connection, now: int, query: Query) -> _Walk:
     order = _BY_KEY
     if query.status in FINISHED:
         order = _BY_END
-    elif query.status is not None and not sqlite.execute(_MANY_LIVE).fetchone():
-        order = _LIVE
+    elif query.status is not None:
+        has_lanes = LANES.name in abilities(sqlite)
+        if not sqlite.execute(_MANY_LIVE_IN_LANES if has_lanes else _MANY_LIVE).fetchone():
+            order = _LIVE_IN_LANES if has_lanes else _LIVE
     conditions = {
         "status": "status = :status",
         "name": "name GLOB :name" if any(char in (query.name or "") for char in "*?[") else "instr(name, :name) > 0",
         "error": "instr(error, :error) > 0",
+        "queue": "ifnull(queue, '') = :queue",
     }
     values: dict[str, object] = {name: value for name in conditions if (value := getattr(query, name)) is not None}
     wanted = "".join(f" AND {conditions[name]}" for name in values)

@@ -37,10 +37,8 @@ STORE_TASK = """
     VALUES (NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now);
 """
 
-# First what nobody may try again is buried. Then a last attempt is started, if it is the oldest and its
-# worker is empty, and only if there was none the others. Leases end a microsecond apart, in the order
-# in which the tasks were due: that is how the order is read back.
-RESERVE = f"""
+# What nobody may try again.
+BURY = f"""
     INSERT INTO note SELECT 'buried', task_id, NEW.claim
         FROM {SPENT_ROWS} AND available_at <= NEW.now
         {OLDEST_FIRST} LIMIT {MAX_BURIED_PER_RESERVATION};
@@ -50,6 +48,13 @@ RESERVE = f"""
             || ' ended with the death of its worker, or with a lease that was not renewed; the last one ran alone',
         traceback = NULL
         WHERE task_id IN (SELECT subject FROM note WHERE kind = 'buried' AND token = NEW.claim);
+"""
+
+# First what is spent is buried. Then a last attempt is started, if it is the oldest and its
+# worker is empty, and only if there was none the others. Leases end a microsecond apart, in the order
+# in which the tasks were due: that is how the order is read back.
+RESERVE = f"""
+    {BURY}
     UPDATE tasks SET {START}, available_at = NEW.available_at
         WHERE NEW.alone AND available_at <= ifnull((SELECT min(available_at) FROM {DUE_ROWS}), available_at)
         AND id = (SELECT id FROM {LAST_ROWS} AND available_at <= NEW.now {OLDEST_FIRST} LIMIT 1);
@@ -92,8 +97,10 @@ RETRY_LATER = f"""
 # Before the record of the outcome, which ends the claim: recorded again, the outcome stores nothing. An id
 # that is taken must not keep the outcomes of other tasks from being recorded.
 STORE_THEN = f"""
-    INSERT INTO tasks (task_id, name, format, payload, max_attempts, available_at, enqueued_at)
-    SELECT NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now
+    INSERT INTO tasks
+        (task_id, name, format, payload, max_attempts, available_at, enqueued_at, queue, priority)
+    SELECT NEW.task_id, NEW.name, NEW.format, NEW.payload, NEW.max_attempts, NEW.available_at, NEW.now,
+        NEW.queue, NEW.priority
         WHERE EXISTS (SELECT 1 FROM tasks WHERE {IS_HELD})
         ON CONFLICT (task_id) DO NOTHING;
 """

@@ -24,13 +24,11 @@ _HEADS = "SELECT " + ", ".join(
     f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
     for some in (DUE_ROWS, LAST_ROWS, SPENT_ROWS)
 )
-_RESERVED = " UNION ALL ".join(
-    f"""
+TAKEN_FROM = """
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at, failures
-        FROM {some} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
-    """
-    for some in (DUE_ROWS, LAST_OR_SPENT_ROWS)
-)
+        FROM {rows} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
+"""
+TAKEN = " UNION ALL ".join(TAKEN_FROM.format(rows=some) for some in (DUE_ROWS, LAST_OR_SPENT_ROWS))
 _IS_RECORDED = "SELECT 1 FROM tasks WHERE id = ? AND claim = ? AND status = ?"
 _GET = """
     SELECT task_id, status, result, error, traceback, attempt, enqueued_at, started_at, finished_at
@@ -80,7 +78,7 @@ def is_prunable(connection: sqlite3.Connection, finished_before: int) -> bool:
 
 def reserved(connection: sqlite3.Connection, now: int, limit: int, claim: int, until: int, notes: Notes) -> Found:
     """Reads what a reservation gave out, and what a caller should know of the rest."""
-    rows = fetch_all(connection, _RESERVED, (until, until + limit, claim))
+    rows = fetch_all(connection, TAKEN, (until, until + limit, claim))
     due, last, spent = _heads(connection)
     ahead = min((at for at in (due, last, spent) if at > now), default=inf)
     reservation = Reservation(

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from sitq.backends.sqlite.inspection import Inspection
 from sitq.backends.sqlite.jobs import Job
+from sitq.backends.sqlite.pausing import ShownLanes
 from sitq.backends.sqlite.schema import SCHEMA_VERSION, _checked_version
 from sitq.backends.sqlite.statements import install
 from sitq.backends.sqlite.translation import translate
@@ -24,8 +25,8 @@ MAX_TRIES = 10
 """How often in a row the file may be changed while it is read, before reading is given up."""
 
 
-class Reader(Inspection):
-    """Answers what ``Inspectable`` asks; what would change something is refused.
+class Reader(Inspection, ShownLanes):
+    """Answers what ``Inspectable`` asks, and shows lanes; what would change something is refused.
 
     Each call opens the file anew. It blocks the event loop, so it is for programs that do nothing else.
 

@@ -17,6 +17,7 @@ not held     id           claim     the claim does not hold: nothing was changed
 buried       task_id      claim     the task was failed, because its attempts are spent
 unchanged    task_id      call      the task was not, or no longer, in a state to change
 pruned       how many     call      so many tasks were deleted
+taken        how many     claim     so many tasks were given out (see ``lane_operations``)
 ===========  ===========  ========  ==================================================
 
 View, triggers and table belong to the connection, not to the file.
@@ -32,6 +33,8 @@ from typing import Any
 
 from sitq.backends.sqlite import asking, failures, operations, reports
 from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
+from sitq.backends.sqlite.lane_operations import LANE_OPERATIONS
+from sitq.backends.sqlite.lanes import StoreInLane
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
@@ -43,11 +46,12 @@ Twenty columns in each at most: 16,200 variables. Stock SQLite allows 32,766 sin
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | reports.OPERATIONS
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS | reports.OPERATIONS
 # Outcomes first: see _Layout.
 _SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
-_SQL |= operations.SELDOM | asking.OPERATIONS | reports.OPERATIONS
+_SQL |= operations.SELDOM | asking.OPERATIONS | LANE_OPERATIONS | reports.OPERATIONS
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
+_WITH_PAYLOAD = (StoreTask, StoreThen, StoreInLane)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 
@@ -196,7 +200,7 @@ def _length(change: Change) -> int:
     """Returns the number of bytes of what may be large."""
     if type(change) is Succeed:
         return len(change.result or b"")
-    return len(change.payload) if type(change) is StoreTask or type(change) is StoreThen else 0
+    return len(change.payload) if isinstance(change, _WITH_PAYLOAD) else 0
 
 
 def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> bool:

@@ -14,6 +14,7 @@ pytest.register_assert_rewrite(
             "enduring",
             "holding",
             "inspecting",
+            "lanes",
             "mending",
             "progressing",
             "reserving",
