@@ -21,7 +21,9 @@ PUBLIC = {
     "BackendReadOnlyError",
     "BackendUnavailableError",
     "BackendVersionError",
+    "Carry",
     "CloudpickleSerializer",
+    "Inject",
     "NewTask",
     "ReservedTask",
     "Result",
@@ -37,6 +39,7 @@ PUBLIC = {
     "Worker",
     "WorkerDiedError",
     "current_task",
+    "progress",
 }
 
 ERRORS = {
