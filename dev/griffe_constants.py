@@ -12,5 +12,7 @@ class Constants(griffe.Extension):
         for parameter in func.parameters:
             if isinstance(parameter.default, griffe.ExprName) and parameter.default.name.isupper():
                 constant = func.module.members[parameter.default.name]
-                assert isinstance(constant, griffe.Attribute), f"{constant.path} is not defined in its module"
+                if isinstance(constant, griffe.Alias):  # imported from where it is defined
+                    constant = constant.final_target
+                assert isinstance(constant, griffe.Attribute), f"{constant.path} is no constant"
                 parameter.default = constant.value

@@ -13,17 +13,23 @@ import pytest
 
 import sitq
 from sitq import (
+    Backoff,
     CloudpickleSerializer,
     NewTask,
     ReservedTask,
     Result,
     SQLiteBackend,
     SyncTaskQueue,
+    Task,
     TaskQueue,
+    Unique,
     Worker,
+    task,
 )
+from sitq._options import FOR_THE_WORKER
 from sitq.backends.sqlite.abilities import Ability
-from sitq.models import Outcome, Reservation
+from sitq.extensions.retries import Failed
+from sitq.models import Extras, Outcome, Reservation
 from sitq.serializers.calls import make_call
 from sitq.serializers.envelope import dump_call
 from tests.specs import CHANGES, SPECS, problems, scenarios, tables
@@ -105,7 +111,10 @@ def test_what_is_wrong_with_a_spec_is_found(tmp_path: Path) -> None:
 SPEC = (ROOT / "SPEC_v1.md").read_text(encoding="utf-8")
 TABLES = tables(SPEC)
 
-RECORDS = {record.__name__: record for record in (NewTask, ReservedTask, Outcome, Reservation, Result)}
+RECORDS = {
+    record.__name__: record
+    for record in (NewTask, ReservedTask, Outcome, Reservation, Result, Extras, Unique, Backoff, Failed)
+}
 UNITS = {"": 1, "s": 1, "ms": 0.001, "years": 365.25 * 24 * 3600, "KiB": 1024, "MiB": 1024**2}
 """What a number in the page is multiplied with; words that count something are as good as none."""
 
@@ -149,6 +158,16 @@ def test_the_spec_has_the_methods_of_queue_and_worker() -> None:
     assert stated == found
 
 
+def test_the_spec_has_the_options_of_a_task() -> None:
+    """Those that a queue and a task take, those that can be declared, and where each takes effect."""
+    table = TABLES["Options of a task"]
+    stated = [row["option"] for row in table]
+    for options in (TaskQueue.options, SyncTaskQueue.options, Task.options):
+        assert stated == list(parameters(options).parameters)
+    assert [row["option"] for row in table if row["with `@task`"] == "yes"] == list(parameters(task).parameters)[1:]
+    assert {row["option"] for row in table if row["takes effect"] == "read"} == set(FOR_THE_WORKER)
+
+
 def test_the_spec_has_the_fields_of_the_records() -> None:
     """Their names, their order and their defaults."""
     stated = {row["record"]: row["fields"].strip("`").split("`, `") for row in TABLES["Records"]}
@@ -167,9 +186,10 @@ def test_the_spec_has_the_tree_of_errors() -> None:
         depth, name = found.end(), line[found.end() :].split()[0]
         above[depth] = name
         base = getattr(sitq, above[depth - 4]) if depth else Exception
-        assert getattr(sitq, name).__bases__ == (base,)
+        assert getattr(sitq, name).__bases__[0] is base
         named.add(name)
-    assert named == {name for name in sitq.__all__ if name.endswith("Error")}
+    public = {name: getattr(sitq, name) for name in sitq.__all__}
+    assert named == {name for name, found in public.items() if inspect.isclass(found) and issubclass(found, Exception)}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from sitq import BackendError, SQLiteBackend
 from sitq.backends.sqlite.jobs import DUE, RecordJob
-from sitq.models import EPOCH, Extras, Outcome, ReservedTask
+from sitq.models import EPOCH, Extras, Outcome, ReservedTask, Unique
 from tests.faults import Clock, connected, new_task, on_connection
 from tests.support import rows
 
@@ -125,7 +125,7 @@ def test_who_is_woken_by_what() -> None:
     ("fields", "error", "match"),
     [
         ({"payload": b"x" * 101}, ValueError, "101 bytes"),
-        ({"extras": Extras(queue="mail")}, BackendError, "no named queues"),
+        ({"extras": Extras(queue="mail", unique=Unique("key"))}, BackendError, "unique"),
     ],
 )
 async def test_a_task_that_cannot_be_stored_refuses_the_call(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sitq import BackendError, SQLiteBackend
+from sitq import SQLiteBackend
 from sitq.backends.sqlite import schema
 from sitq.backends.sqlite.reading import Reader
 from sitq.errors import BackendReadOnlyError, BackendVersionError
@@ -191,15 +191,6 @@ async def test_a_task_of_a_named_queue_is_not_given_out(path: Path) -> None:
         assert (await backend.reserve(9, lease=30, alone=True)).tasks == []
         counts = await backend.counts()
         assert (counts.pending, counts.in_progress) == (2, 1)
-
-
-@pytest.mark.parametrize("extras", [Extras(queue="mail"), Extras(priority=1)])
-async def test_a_queue_or_a_priority_is_refused(path: Path, extras: Extras) -> None:
-    """Nothing of the batch is stored, and the error says that this backend has none."""
-    async with connected(SQLiteBackend(path)) as backend:
-        with pytest.raises(BackendError, match="no named queues and priorities yet"):
-            await backend.enqueue([new_task("plain"), new_task("special", extras=extras)])
-        assert rows(path) == []
 
 
 async def test_extras_at_their_defaults_are_taken(path: Path) -> None:

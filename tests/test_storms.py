@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.storm import forks, storms
+from tests.storm import forks, policies, storms
 from tests.support import Runs
 
 LARGE = (pytest.mark.storm, pytest.mark.timeout(180))
@@ -64,6 +64,12 @@ async def test_producers_that_are_killed_store_all_they_acknowledged(
 async def test_a_file_that_is_sick_again_and_again_loses_nothing(path: Path, runs: Runs, size: dict[str, Any]) -> None:
     """Locks, moves and frozen workers: every task that was acknowledged is a success, and no other is there."""
     await show(storms.sick_file_storm(path, runs, **size))
+
+
+@sizes({"tasks": 400, "kills": 5}, {"tasks": 8_000, "kills": 120})
+async def test_whatever_ends_a_run_each_task_ends_once(path: Path, runs: Runs, size: dict[str, Any]) -> None:
+    """Raises, timeouts, cancellations, stops and kills: nothing is lost, run too often, or followed twice."""
+    await show(policies.policy_storm(path, runs, **size))
 
 
 @sizes({"children": 6}, {"children": 150})

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, overload
 
-from sitq._options import Declared, TaskOptions, check_options, resolve, unique_of
+from sitq._options import Declared, TaskOptions, check_options, check_together, resolve, unique_of
 from sitq.backends.base import Backend
 from sitq.backends.endings import Endings
 from sitq.errors import BackendError
@@ -14,7 +14,7 @@ from sitq.serializers.base import Serializer
 from sitq.serializers.calls import Call, make_call
 from sitq.serializers.envelope import dump_call
 from sitq.serializers.signatures import check_call
-from sitq.tasks import Task
+from sitq.tasks import Task, as_task
 
 
 class Said(NamedTuple):
@@ -77,12 +77,14 @@ class TaskMaker:
             SerializationError: Something in the call cannot be serialized; the message names it.
             BackendError: The backend does not know what an option asks for.
         """
-        call, options = make_call(func, args, kwargs), said.resolved
-        if isinstance(call.func, Task):
-            call, options = self._declared(call, call.func, said.options)
-        if needs := options.needs | self._needs:
-            self._check_needs(needs)
-        call = call._replace(context=options.context, options=options.stored)
+        options = said.resolved
+        call = make_call(func, args, kwargs, options.context)
+        if (task := as_task(call.func)) is not None:
+            call, options = self._declared(call, task, said.options)
+        elif options.stored:
+            call = call._replace(options=options.stored)
+        if options.needs or self._needs:
+            self._check_needs(options.needs | self._needs)
         if self._on_enqueue:
             call = self._prepared(call)
         extras = options.extras
@@ -96,9 +98,10 @@ class TaskMaker:
         check_call(task.func, call.args, call.kwargs)
         changed: Declared = {**task.changed, **said}
         every: Declared = {**task.declared, **changed}
-        check_options(every)  # together they may contradict each other
+        check_together(every)
         func, is_declared_there = task.to_store()
-        return call._replace(func=func), resolve(every, changed if is_declared_there else every, self._max_attempts)
+        options = resolve(every, changed if is_declared_there else every, self._max_attempts)
+        return Call(func, call.args, call.kwargs, options.context, options.stored), options
 
     def _check_needs(self, needs: frozenset[str]) -> None:
         known = self._backend.endings if isinstance(self._backend, Endings) else frozenset()

@@ -1,6 +1,7 @@
 """The options of a task: how they are said, checked, and put into its payload."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypedDict
 
@@ -71,10 +72,22 @@ def check_options(given: Mapping[str, Any]) -> Declared:
     for name, value in given.items():
         if value is not None:
             checked[name] = _CHECKS[name](value)
-    eta, expires = checked.get("eta"), checked.get("expires")
-    if type(eta) is type(expires) and eta is not None and eta >= expires:
+    declared: Declared = checked  # type: ignore[assignment]
+    check_together(declared)
+    return declared
+
+
+def check_together(options: Declared) -> None:
+    """Refuses options that contradict each other.
+
+    A moment and a duration are not compared: only the store's clock can say, and the task is cancelled then.
+
+    Raises:
+        ValueError: The task would expire before it is due.
+    """
+    eta, expires = options.get("eta"), options.get("expires")
+    if eta is not None and type(eta) is type(expires) and eta >= expires:  # type: ignore[operator]
         raise ValueError(f"expires ({expires}) must be later than eta ({eta}): the task would never be started")
-    return checked  # type: ignore[return-value]
 
 
 def resolve(options: Declared, stored: Declared, max_attempts: int) -> TaskOptions:
@@ -133,6 +146,22 @@ def from_payload(stored: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def to_builtins(options: Declared) -> dict[str, Any]:
+    """Returns all options as builtins and the user's own objects, for a pickle of a declared task."""
+    plain = {**options, **to_payload(options)}
+    if isinstance(unique := plain.get("unique"), Unique):
+        plain["unique"] = {each.name: getattr(unique, each.name) for each in fields(unique)}
+    return plain
+
+
+def from_builtins(plain: Mapping[str, Any]) -> Declared:
+    """Returns the options that :func:`to_builtins` was given."""
+    options = from_payload(plain)
+    if isinstance(unique := options.get("unique"), dict):
+        options["unique"] = Unique(**unique)
+    return options  # type: ignore[return-value]
+
+
 def split_eta(eta: Eta) -> tuple[datetime | None, float | None]:
     """Returns a checked ``eta`` as a moment, or as a delay in seconds, whichever it is."""
     if isinstance(eta, timedelta):
@@ -164,8 +193,8 @@ def _moment(name: str, moment: Any) -> datetime | timedelta:
         )
     try:
         # By its fields: a subclass, pendulum.DateTime for instance, gives classes of its own when it calculates.
-        fields = moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second, moment.microsecond
-        return datetime(*fields, tzinfo=UTC) - offset
+        parts = moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second, moment.microsecond
+        return datetime(*parts, tzinfo=UTC) - offset
     except OverflowError as error:
         raise ValueError(f"{name} {moment!r} is out of the range of datetime in UTC") from error
 

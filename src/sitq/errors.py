@@ -8,7 +8,7 @@
     │   ├── TaskCancelledError        the task was cancelled: while it waited, or while it ran
     │   └── WorkerDiedError           its workers died on every attempt
     ├── TaskTimeoutError              a run took longer than its timeout
-    ├── DuplicateTaskError            enqueue: another task stands for this one's unique key
+    ├── DuplicateTaskError            another task stands for the unique key of one that was enqueued
     ├── Retry, GiveUp                 raised by a task: try again later, or never
     └── BackendError                  the store did not do what was asked
         ├── BackendUnavailableError   busy, full or away: try again later

@@ -142,10 +142,7 @@ class TaskQueue(Results, Following, LaneOperations, Operations):
             SerializationError: An argument cannot be serialized; the message names it.
             BackendError: The backend did not take the task.
         """
-        said = self._maker.nothing_said
-        if eta is not None or context is not None:
-            said = self._maker.said(eta=eta, context=context)
-        return await self._enqueue(func, args, kwargs, said)
+        return await self._enqueue(func, args, kwargs, self._said(eta, context))
 
     async def enqueue_many(
         self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
@@ -165,7 +162,7 @@ class TaskQueue(Results, Following, LaneOperations, Operations):
             SerializationError: As :meth:`enqueue`.
             BackendError: The backend did not take the tasks.
         """
-        return await self._enqueue_many(calls, self._maker.said(eta=eta, context=context))
+        return await self._enqueue_many(calls, self._said(eta, context))
 
     def options(
         self,
@@ -209,6 +206,11 @@ class TaskQueue(Results, Following, LaneOperations, Operations):
         """
         given = {name: value for name, value in locals().items() if name != "self"}
         return Enqueuer(self, self._maker.said(**given))
+
+    def _said(self, eta: Eta, context: Context) -> Said:
+        if eta is None and context is None:
+            return self._maker.nothing_said
+        return self._maker.said(eta=eta, context=context)
 
     async def _enqueue(
         self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], said: Said

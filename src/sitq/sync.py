@@ -152,7 +152,7 @@ class SyncTaskQueue(SyncResults, SyncFollowing, SyncLaneOperations, SyncOperatio
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self.options(eta=eta, context=context).enqueue(func, *args, **kwargs)
+        return self._plain(eta, context).enqueue(func, *args, **kwargs)
 
     def enqueue_many(
         self, calls: Iterable[Callable[[], Any]], *, eta: Eta = None, context: Context = None
@@ -162,7 +162,10 @@ class SyncTaskQueue(SyncResults, SyncFollowing, SyncLaneOperations, SyncOperatio
         Raises:
             RuntimeError: An event loop runs in this thread.
         """
-        return self.options(eta=eta, context=context).enqueue_many(calls)
+        return self._plain(eta, context).enqueue_many(calls)
+
+    def _plain(self, eta: Eta, context: Context) -> SyncEnqueuer:
+        return SyncEnqueuer(self._portal, Enqueuer(self._queue, self._queue._said(eta, context)))
 
     def options(
         self,

@@ -6,14 +6,13 @@ import operator
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, Concatenate, Protocol, Self, overload
 
-from sitq._options import Declared, OnFailure, UniqueKey, check_options
+from sitq._options import Declared, OnFailure, UniqueKey, check_options, from_builtins, to_builtins
 from sitq.extensions.retries import RetryPolicy
-
-NOT_IMPORTABLE = frozenset({"__main__", "__mp_main__"})
-"""The modules of the program itself, which no worker can import by that name."""
+from sitq.serializers.calls import is_async, name_of
+from sitq.serializers.cloudpickle import is_carried_by_value
 
 
 class Task[**P, T]:
@@ -35,14 +34,17 @@ class Task[**P, T]:
     __qualname__: str
 
     def __init__(self, func: Callable[P, T], declared: Declared, changed: Declared | None = None) -> None:
-        functools.update_wrapper(self, func)
+        if isinstance(func, (FunctionType, MethodType)):
+            # What the function has been marked with, but nothing that would hide what a task is or can.
+            vars(self).update({name: value for name, value in vars(func).items() if not hasattr(Task, name)})
+        functools.update_wrapper(self, func, updated=())
         self.func = func
         self.declared = declared
         self.changed = {} if changed is None else changed
-        if inspect.iscoroutinefunction(func):
+        if is_async(func):
             inspect.markcoroutinefunction(self)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls the function here and now."""
         return self.func(*args, **kwargs)
 
@@ -52,12 +54,13 @@ class Task[**P, T]:
     def __get__[S, **Q](self: "Task[Concatenate[S, Q], T]", instance: S, owner: type) -> "Task[Q, T]": ...
     def __get__(self, instance: Any, owner: type) -> "Task[Any, T]":
         """Returns the task of a method, bound to its object."""
-        if instance is None:
-            return self
-        return Task(MethodType(self.func, instance), self.declared, self.changed)
+        func: Any = self.func
+        if instance is None or isinstance(func, functools.partial) or not hasattr(func, "__get__"):
+            return self  # as what it is made of, which does not become a method either
+        return Task(func.__get__(instance, owner), self.declared, self.changed)
 
     def __repr__(self) -> str:
-        return f"<task {self.__module__}:{self.__qualname__}>"
+        return f"<task {name_of(self.func)}>"
 
     def options(
         self,
@@ -83,34 +86,74 @@ class Task[**P, T]:
         return Task(self.func, self.declared, {**self.changed, **check_options(given)})
 
     def to_store(self) -> tuple[Callable[..., Any], bool]:
-        """Returns what a payload holds of this task, and whether the worker finds there what is declared."""
-        if isinstance(self.func, MethodType):
-            return self.func, True  # it is looked up by its name again, in an object whose class has the task
+        """Returns what a payload holds of this task, and whether the worker finds there what is declared.
+
+        If it does not, because the function is carried by value for instance, all options have to be stored.
+        """
         found = self._found()
-        return (self.func, False) if found is None else (found, True)
+        if found is None:
+            return self.func, False
+        # A method as its task: what carries by value takes the function out of a plain one, and loses what is declared.
+        return (Task(self.func, self.declared, found.changed) if isinstance(self.func, MethodType) else found), True
 
     def _found(self) -> "Task[P, T] | None":
-        """Returns what a worker finds under the name of the function, if it is this task."""
-        module = sys.modules.get(self.__module__)
-        if self.__module__ in NOT_IMPORTABLE or module is None:
+        """Returns what a worker finds under the name of the function, if that is this task or one made of it."""
+        found: Any
+        if isinstance(self.func, MethodType):
+            found = as_task(getattr(self.func.__self__, self.func.__name__, None))
+        elif (module := sys.modules.get(self.__module__)) is None or is_carried_by_value(self.__module__):
             return None
-        try:
-            found = operator.attrgetter(self.__qualname__)(module)
-        except AttributeError:  # defined inside a function, for instance
-            return None
-        return found if isinstance(found, Task) and found.func is self.func else None
+        else:
+            try:
+                found = operator.attrgetter(self.__qualname__)(module)
+            except AttributeError:  # defined inside a function, for instance
+                return None
+            if isinstance(found, MethodType) and getattr(found.__func__, "func", None) is self.func:
+                raise TypeError(f"{self!r} is a class method, which loses its class: use queue.options() for it")
+        # Two tasks may be made of one function.
+        if isinstance(found, Task) and found.func == self.func and found.declared is self.declared:
+            return found
+        return None
 
     def __reduce__(self) -> Any:
-        """Pickles it by the name of its function if it can, or else as the function and its options."""
-        if isinstance(self.func, MethodType) and not self.changed:
-            return getattr, (self.func.__self__, self.__name__)
-        if not self.changed and self._found() is self:
-            return self.__qualname__
-        return _made, (self.func, dict(self.declared), dict(self.changed))
+        """Pickles it by the name of its function if it can, or else as the function and its options.
+
+        Either way as builtins and what is the user's own; by name, nothing of sitq's stands in it.
+        """
+        found = self._found()
+        if found is None:
+            return Task._restored, (self.func, to_builtins(self.declared), to_builtins(self.changed))
+        if self.changed is not found.changed:
+            return found._with, (to_builtins(self.changed),)
+        if isinstance(self.func, MethodType):
+            return getattr, (self.func.__self__, self.func.__name__)
+        return self.__qualname__
+
+    def _with(self, changed: dict[str, Any]) -> "Task[P, T]":
+        return Task(self.func, self.declared, from_builtins(changed))
+
+    @staticmethod
+    def _restored(
+        func: Callable[..., Any], declared: Mapping[str, Any], changed: Mapping[str, Any]
+    ) -> "Task[..., Any]":
+        return Task(func, from_builtins(declared), from_builtins(changed))
 
 
-def _made(func: Callable[..., Any], declared: Declared, changed: Declared) -> Task[Any, Any]:
-    return Task(func, declared, changed)
+def as_task(func: Any) -> Task[..., Any] | None:
+    """Returns the task that ``func`` is; ``None`` if it is a function for which nothing is declared.
+
+    Raises:
+        TypeError: It is a function around a task, whose options would be lost.
+    """
+    if type(func) is FunctionType:
+        if isinstance(getattr(func, "__wrapped__", None), Task):
+            raise TypeError(f"{name_of(func)} is a function around a task: write @task above its other decorators")
+        return None
+    if isinstance(func, Task):
+        return func
+    if isinstance(func, MethodType) and isinstance(task := func.__func__, Task):  # of a class method
+        return Task(MethodType(task.func, func.__self__), task.declared, task.changed)
+    return None
 
 
 class Declaring(Protocol):
@@ -179,12 +222,26 @@ def task(
     declared = check_options(given)
 
     def declare(func: Callable[..., Any]) -> Task[Any, Any]:
-        if isinstance(func, (staticmethod, classmethod)):
-            raise TypeError(f"write @task below @{type(func).__name__}, directly above the function")
-        if not callable(func):
-            raise TypeError(f"@task is for functions, not for {type(func).__name__}")
-        if isinstance(func, Task):
-            raise TypeError(f"{func!r} is declared already: use its options()")
-        return Task(func, declared)
+        return Task(_check_function(func), declared)
 
     return declare if func is None else declare(func)
+
+
+def _check_function(func: Any) -> Callable[..., Any]:
+    """Returns a function that can be declared as a task.
+
+    Raises:
+        TypeError: It is none, or one that returns no value.
+    """
+    if isinstance(func, (staticmethod, classmethod)):
+        raise TypeError(f"write @task below @{type(func).__name__}, directly above the function")
+    if as_task(func) is not None:
+        raise TypeError(f"{func!r} is declared already: use its options()")
+    if isinstance(func, type):
+        raise TypeError(f"@task is for functions, not for the class {func.__name__}: declare a function that makes one")
+    if not callable(func):
+        raise TypeError(f"@task is for functions, not for {type(func).__name__}; its options go by name")
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        raise TypeError(f"{name_of(func)} is a generator function, and a task returns one value: return a list")
+    checked: Callable[..., Any] = func
+    return checked

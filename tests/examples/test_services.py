@@ -21,6 +21,7 @@ from tests.support import DEADLINE_SECONDS, ROOT, Runs, rows, until
 
 FASTAPI = ("examples.fastapi_app:app",)
 STARLETTE = ("--factory", "examples.starlette_app:make_app")
+FLAKY = ("examples.flaky_service:app",)
 TEXTS = [f"to be or not to be that is question {n}" for n in range(20)]
 
 
@@ -129,8 +130,9 @@ async def test_a_starlette_service_keeps_its_queue_in_the_state(path: Path) -> N
 def test_the_services_are_started_as_their_page_says() -> None:
     """The commands of the examples' page and of the examples themselves are those that the tests here serve."""
     page = (ROOT / "examples" / "README.md").read_text()
-    assert {tuple(command.split()) for command in re.findall(r"`uv run uvicorn ([^`]+)`", page)} == {FASTAPI, STARLETTE}
-    for command in (FASTAPI, STARLETTE):
+    served = {FASTAPI, STARLETTE, FLAKY}
+    assert {tuple(command.split()) for command in re.findall(r"`uv run uvicorn ([^`]+)`", page)} == served
+    for command in served:
         example = ROOT / f"{command[-1].partition(':')[0].replace('.', '/')}.py"
         assert f"    uvicorn {' '.join(command)}\n" in example.read_text()
 

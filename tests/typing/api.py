@@ -11,18 +11,26 @@ from typing import Any, assert_type
 import sitq
 from sitq import (
     Backend,
+    Backoff,
     CloudpickleSerializer,
+    GiveUp,
     Result,
+    Retry,
     Serializer,
     SQLiteBackend,
     SyncTaskQueue,
     TaskId,
     TaskQueue,
+    Unique,
     Worker,
     current_task,
+    follow_up,
+    per_exception,
+    task,
 )
 from sitq.backends.inspect import TaskInfo
 from sitq.backends.progressing import Progress
+from sitq.extensions.retries import Failed, RetryPolicy
 
 SOON = datetime.now(UTC)
 VERSION = assert_type(sitq.__version__, str)
@@ -80,6 +88,137 @@ def awaitable(n: int) -> Awaitable[float]:
 def takes_reserved(eta: str, context: int) -> int:
     """A function with parameters that enqueue keeps for itself."""
     return context + len(eta)
+
+
+def with_patience(failed: Failed) -> float | None:
+    """A policy of one's own."""
+    assert_type(failed.error, BaseException)
+    assert_type(failed.failures, int)
+    return None if isinstance(failed.error, ValueError) else failed.failures * 10.0
+
+
+def key(to: str, subject: str = "") -> Unique:
+    """Gives the unique key of a call."""
+    return Unique(to + subject, while_="unfinished", period=timedelta(hours=1), otherwise="raise")
+
+
+def address(to: str, subject: str = "") -> str:
+    """Gives the unique key of a call."""
+    return to
+
+
+@task
+async def bare(a: int, *, b: str = "x") -> float:
+    """Is declared without options."""
+    return a + len(b)
+
+
+@task()
+def called() -> None:
+    """Is declared with parentheses and nothing in them."""
+
+
+@task(
+    queue="mail",
+    priority=5,
+    retry=Backoff(5, on=(OSError,)),
+    timeout=30,
+    expires=timedelta(hours=1),
+    unique=address,
+    on_failure=add,
+    max_attempts=3,
+)
+async def send(to: str, subject: str = "") -> int:
+    """Is declared with each option."""
+    return len(to + subject)
+
+
+@task(retry=with_patience, unique=key, on_failure="package.module:name")
+def crunch(n: int, eta: int = 0) -> list[int]:
+    """A plain function with functions as its options."""
+    if n > 5:
+        raise Retry(timedelta(seconds=n), counts=False)
+    if n < 0:
+        raise GiveUp("below zero") from ValueError(n)
+    return [n, eta]
+
+
+@task(retry=per_exception({OSError: Backoff(first=2), KeyError: with_patience}, otherwise=None), unique="key")
+def chosen() -> None:
+    """Has a policy for each exception."""
+
+
+class Mailer:
+    """Has tasks as methods."""
+
+    @task(timeout=1.5)
+    async def send(self, to: str, *, urgent: bool = False) -> bytes:
+        """A method."""
+        return to.encode() * urgent
+
+    @staticmethod
+    @task(unique=Unique("parse"))
+    def parse(text: str) -> "Mailer":
+        """A static method."""
+        raise NotImplementedError(text)
+
+
+async def declared(queue: TaskQueue) -> None:
+    """A declared task keeps the signature of its function, called and enqueued."""
+    assert_type(await bare(1, b="y"), float)
+    assert_type(crunch(3), list[int])
+    assert_type(called(), None)
+    assert_type(await Mailer().send("a", urgent=True), bytes)
+    assert_type(Mailer.parse("a"), Mailer)
+    assert_type(await queue.enqueue(bare, 1, b="y"), TaskId[float])
+    assert_type(await queue.enqueue(called), TaskId[None])
+    assert_type(await queue.enqueue(send, "a", subject="b"), TaskId[int])
+    assert_type(await queue.enqueue(send, "a", eta=SOON), TaskId[int])
+    assert_type(await queue.enqueue(crunch, 4), TaskId[list[int]])
+    assert_type(await queue.enqueue(chosen), TaskId[None])
+    assert_type(await queue.enqueue(Mailer().send, "a", urgent=True), TaskId[bytes])
+    assert_type(await queue.enqueue(Mailer().send.options(timeout=3), "a"), TaskId[bytes])
+    assert_type(await queue.enqueue(Mailer.parse, "a"), TaskId[Mailer])
+    assert_type(await queue.enqueue(partial(send, "a"), "b"), TaskId[int])
+    assert_type(await queue.enqueue(send.options(priority=9), "a", "b"), TaskId[int])
+    assert_type(await queue.options(priority=3).enqueue(crunch, 1, eta=5), TaskId[list[int]])
+    assert_type(await queue.options(priority=3).enqueue(send.options(timeout=5), "a"), TaskId[int])
+    assert_type(await queue.options(priority=3).enqueue(Mailer().send, "a"), TaskId[bytes])
+    assert_type(await queue.enqueue_many([partial(send, "a"), called, partial(crunch, 1)]), list[TaskId[Any]])
+    assert_type(await queue.get_result(await queue.enqueue(send, "a")), Result[int] | None)
+    taken: Callable[[int], list[int]] = crunch
+    assert_type(taken(1), list[int])
+
+
+async def options_of_a_queue(queue: TaskQueue, sync: SyncTaskQueue, policy: RetryPolicy | None) -> None:
+    """Each option, alone and with others; ``None`` says nothing."""
+    every = queue.options(
+        eta=timedelta(minutes=5),
+        context={"tenant": "t"},
+        max_attempts=3,
+        queue="mail",
+        priority=9,
+        retry=Backoff(retries=3),
+        timeout=2,
+        expires=SOON,
+        unique="key",
+        on_failure=send.options(priority=-5),
+    )
+    assert_type(await every.enqueue(add, 1), TaskId[int])
+    queue.options(retry=policy, timeout=None, expires=timedelta(hours=1), unique=Unique("k"), on_failure="a.b:c")
+    queue.options(retry=lambda failed: failed.failures * 2.0, unique=address, on_failure=None)
+    queue.options(retry=per_exception({OSError: Backoff()}), unique=key, queue=None, priority=None)
+    assert_type(sync.options(queue="mail", timeout=5.5).enqueue(send, "a", subject="b"), TaskId[int])
+    assert_type(sync.get_result(sync.enqueue(send, "a")), Result[int] | None)
+    later = send.options(eta=SOON, context={"a": 1}, expires=SOON, retry=policy, unique=key)
+    assert_type(sync.enqueue(later, "a", "b"), TaskId[int])
+
+
+def follow() -> None:
+    """What follows is checked as what is enqueued is."""
+    assert_type(follow_up(add, 1, b=2), TaskId[Any])
+    assert_type(follow_up(send.options(priority=5), "a", subject="b"), TaskId[Any])
+    assert_type(follow_up(Mailer().send, "a"), TaskId[Any])
 
 
 async def produce(queue: TaskQueue) -> None:

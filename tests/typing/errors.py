@@ -1,11 +1,27 @@
 # pyright: strict
 """Wrong uses of sitq: each marked line has to be an error for mypy and for pyright, and no other line."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import sitq
-from sitq import NewTask, Result, SQLiteBackend, SyncTaskQueue, TaskId, TaskQueue, Worker
+from sitq import (
+    Backoff,
+    GiveUp,
+    NewTask,
+    Result,
+    Retry,
+    SQLiteBackend,
+    SyncTaskQueue,
+    Task,
+    TaskId,
+    TaskQueue,
+    Unique,
+    Worker,
+    follow_up,
+    per_exception,
+    task,
+)
 
 SOON = datetime.now(UTC)
 
@@ -25,6 +41,90 @@ class NotABackend:
 
     async def connect(self) -> None:
         """Connects."""
+
+
+@task(queue="mail", retry=Backoff(retries=5), timeout=30)
+async def send(to: str, subject: str = "") -> int:
+    """A declared coroutine function."""
+    return len(to + subject)
+
+
+class Mailer:
+    """Has a task."""
+
+    @task(timeout=5)
+    def send(self, to: str) -> bool:
+        """A method."""
+        return bool(to)
+
+
+def wrong_policy(failures: int) -> float:
+    """Takes something else than what failed."""
+    return failures
+
+
+async def declared(queue: TaskQueue) -> None:
+    """A declared task is as strict as its function, called or enqueued, and so are its options."""
+    await send(5)  # error
+    await send("a", sub="b")  # error
+    number: str = await send("a")  # error
+    print(number)
+    await queue.enqueue(send, 5)  # error
+    await queue.enqueue(send, "a", sub="b")  # error
+    await queue.enqueue(send)  # error
+    await queue.enqueue(send.options(priority=9), 5)  # error
+    await queue.options(priority=1).enqueue(send, "a", sub="b")  # error
+    await queue.options(priority=1).enqueue(send.options(timeout=3), "a", "b", "c")  # error
+    await queue.enqueue(partial(send, 5))  # error
+    text: TaskId[str] = await queue.enqueue(send, "a")  # error
+    print(text)
+    Mailer().send(5)  # error
+    await queue.enqueue(Mailer().send, 5)  # error
+    await queue.enqueue(Mailer().send.options(timeout=3))  # error
+    wrong: Task[[str], int] = task(add)  # error
+    print(wrong)
+    send.options(prio=9)  # error
+    send.options(timeout="5")  # error
+    send.options(queue=5)  # error
+    send.delay("a")  # error
+
+
+def declaring() -> None:
+    """Options of ``@task`` have types, go by name, and there are no others."""
+    task(add, timeout=5)  # error
+    task("mail")  # error
+    task(timeout="5")(add)  # error
+    task(eta=timedelta(minutes=5))(add)  # error
+    task(context={})(add)  # error
+    task(expires=SOON)(add)  # error
+    task(retry=Backoff)(add)  # error
+    task(retries=5)(add)  # error
+    task(priority=5.5)(add)  # error
+    task(unique=lambda a, b: 5)(add)  # error
+    task()(5)  # error
+
+
+def policies() -> None:
+    """Numbers are numbers, and exceptions are classes."""
+    Backoff(5, first="1")  # error
+    Backoff(on=OSError)  # error
+    Backoff(on=("OSError",))  # error
+    Backoff(tries=5)  # error
+    per_exception({"OSError": Backoff()})  # error
+    per_exception({OSError: 5})  # error
+    Unique()  # error
+    Unique("a", while_="running")  # error
+    Unique("a", otherwise="wait")  # error
+    Unique("a", period=5)  # error
+    raise Retry("soon")  # error
+
+
+def endings() -> None:
+    """What follows is checked as what is enqueued is."""
+    follow_up(add, "1")  # error
+    follow_up(send, "a", sub="b")  # error
+    follow_up(send.options(priority=5), 5)  # error
+    raise GiveUp from 5  # error
 
 
 async def arguments(queue: TaskQueue) -> None:
@@ -67,7 +167,17 @@ async def options(queue: TaskQueue) -> None:
     queue.options(context=["a"])  # error
     queue.options(max_attempts="3")  # error
     queue.options(SOON)  # error
-    queue.options(priority=5)  # error
+    queue.options(priority="5")  # error
+    queue.options(queue=5)  # error
+    queue.options(timeout="5")  # error
+    queue.options(timeout=timedelta(seconds=5))  # error
+    queue.options(retry=5)  # error
+    queue.options(retry=wrong_policy)  # error
+    queue.options(retry=lambda failed: "no")  # error
+    queue.options(expires=60)  # error
+    queue.options(unique=5)  # error
+    queue.options(unique=lambda to: 5)  # error
+    queue.options(on_failure=5)  # error
     queue.options(delay=5)  # error
     enqueuer = queue.options(eta=SOON, context={"a": 1}, max_attempts=3)
     await enqueuer.enqueue(add, "1")  # error
@@ -91,8 +201,11 @@ async def options(queue: TaskQueue) -> None:
 def sync_options(queue: SyncTaskQueue) -> None:
     """The sync queue is as strict about options."""
     queue.options(eta="noon")  # error
-    queue.options(priority=5)  # error
+    queue.options(priority="5")  # error
+    queue.options(delay=5)  # error
     queue.options().enqueue(add, "1")  # error
+    queue.enqueue(send, 5)  # error
+    queue.options(priority=5).enqueue(send, "a", sub="b")  # error
     queue.options().enqueue(takes_reserved, eta=SOON, context=1)  # error
     queue.options().enqueue_many([add])  # error
 

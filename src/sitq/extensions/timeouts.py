@@ -121,7 +121,7 @@ class _Threaded:
         self._run = run
         self._seconds = seconds
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
         run, seconds = self._run, self._seconds
         deadline = run.deadline = time.monotonic() + seconds

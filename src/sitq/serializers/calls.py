@@ -37,16 +37,20 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """The function's import path, or as near to one as it has."""
-        func = self.func
-        while isinstance(func, partial):
-            func = func.func
-        if isinstance(func, str):
-            return func
-        named = func if hasattr(func, "__qualname__") else type(func)
-        module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
-        name = f"{module}:{named.__qualname__}"
-        # A store takes no surrogates: they are not text.
-        return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
+        return name_of(self.func)
+
+
+def name_of(func: Callable[..., Any] | str) -> str:
+    """Returns the import path of a function, or what is as near to one as it has."""
+    while isinstance(func, partial):
+        func = func.func
+    if isinstance(func, str):
+        return func
+    named = func if hasattr(func, "__qualname__") else type(func)
+    module = getattr(named, "__module__", None) or "builtins"  # methods of builtins have none
+    name = f"{module}:{named.__qualname__}"
+    # A store takes no surrogates: they are not text.
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_plain_partial(func: object) -> TypeGuard[partial[Any]]:

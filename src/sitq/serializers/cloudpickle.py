@@ -50,6 +50,15 @@ def _dump_by_value(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def is_carried_by_value(module: str) -> bool:
+    """Whether what a module defines is carried by value: it is the program's own, or is registered with cloudpickle."""
+    if module.endswith(MAIN_MODULE.decode()):
+        return True
+    cloudpickle = sys.modules.get("cloudpickle")
+    registered: set[str] = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
+    return bool(registered) and any(f"{module}.".startswith(f"{name}.") for name in registered)
+
+
 class CloudpickleSerializer:
     """Serializes with pickle, and with cloudpickle what pickle cannot carry.
 

@@ -14,21 +14,30 @@ _WORDS = {
     "the time to start at is eta=, an aware datetime, or a timedelta from now": (
         "run_at at start_at start_time scheduled_at scheduled_for schedule schedule_at defer_until due_at"
     ),
-    "there are no named queues and no priorities: a queue is a file": (
-        "queue queue_name routing_key exchange channel priority"
+    "the name of its queue is an option: queue.options(queue='mail'), or @task(queue='mail')": (
+        "queue queue_name routing_key exchange channel"
     ),
-    "a task that raised is not tried again: catch what you expect inside the task": (
-        "retry retries max_retries retry_policy retry_delay retry_backoff autoretry_for"
+    "that is an option: queue.options(priority=...), or with @task; higher is sooner": "priority",
+    "trying again is an option: queue.options(retry=Backoff(retries=...)), or with @task": (
+        "retry retries max_retries retry_policy"
     ),
-    "a task may take as long as it takes: use asyncio.timeout() inside it": (
+    "the pause before a retry is Backoff(first=...), for queue.options(retry=) or @task": "retry_delay retry_backoff",
+    "the exceptions to retry are Backoff(on=), for queue.options(retry=) or @task": "autoretry_for retry_for",
+    "that is an option: queue.options(timeout=...), in seconds, or with @task": (
         "timeout job_timeout task_timeout time_limit soft_time_limit"
     ),
-    "a task does not expire: compare the time inside it": "expires expiry expires_in ttl",
-    "the id is what enqueue() returns; one of your own goes into context= or among the arguments": (
-        "task_id job_id id idempotency_key unique unique_key dedup_key queueing_lock"
+    "that is an option: queue.options(expires=timedelta(seconds=...)), or with @task": "expires expiry expires_in ttl",
+    "a key of which one task is enough is an option: queue.options(unique='key'), or with @task": (
+        "unique unique_key dedup_key queueing_lock idempotency_key"
     ),
+    "what follows on a failure is an option: queue.options(on_failure=), or with @task": (
+        "on_failure link_error errback on_error"
+    ),
+    "the id is what enqueue() returns; one of your own goes into context= or among the arguments": "task_id job_id id",
     "a mapping of your own is context=": "metadata meta headers labels tags",
-    "how often a task may be started is queue.options(max_attempts=...)": "max_attempts max_tries attempts",
+    "how often a task may be started is queue.options(max_attempts=...), or with @task": (
+        "max_attempts max_tries attempts"
+    ),
     "that is an option, for queue.options() or the queue's own enqueue()": "eta context",
     "how long a finished task is kept is SQLiteBackend(retention=...)": (
         "result_ttl failure_ttl retention keep_result result_expires"

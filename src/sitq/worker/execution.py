@@ -24,9 +24,9 @@ from sitq.executors.forked import end_if_forked, generation
 from sitq.extensions.base import Extension, FailedRun, FailureKind, Run
 from sitq.models import MAX_ATTEMPTS, NewTask, Outcome, ReservedTask
 from sitq.serializers.base import LARGE_BYTES, Serializer
-from sitq.serializers.calls import Call, is_async
+from sitq.serializers.calls import NO_OPTIONS, Call, is_async
 from sitq.serializers.envelope import load_call
-from sitq.tasks import Task
+from sitq.tasks import as_task
 from sitq.worker.extending import Arounds
 from sitq.worker.held import HeldTask
 
@@ -155,14 +155,10 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
 
 
 def _run_of(task: ReservedTask, call: Call, home: Home) -> Run:
-    func, options = call.func, call.options
-    if isinstance(func, Task):
-        call = call._replace(func=func.func)
-        options = func.declared
-        if call.options:
-            options = {**options, **from_payload(call.options)}
-    elif options:
-        options = from_payload(options)
+    options = from_payload(call.options) if call.options else NO_OPTIONS
+    if (declared := as_task(call.func)) is not None:
+        call = call._replace(func=declared.func)
+        options = {**declared.declared, **declared.changed, **options}
     return Run(task, call, options, home, asyncio.current_task())
 
 

@@ -10,6 +10,13 @@ from collections.abc import Callable, Iterable
 from sitq._delays import Delays
 from sitq._logs import SafeLogger
 from sitq.backends.base import Backend
+from sitq.errors import (
+    BackendCorruptError,
+    BackendError,
+    BackendReadOnlyError,
+    BackendUnavailableError,
+    BackendVersionError,
+)
 from sitq.models import Outcome, ReservedTask
 from sitq.worker.extending import Events
 from sitq.worker.held import HeldTask
@@ -21,6 +28,9 @@ MAX_GROUPS = 2
 """How many groups of outcomes may be under way: one that the backend is busy with, and the next one."""
 
 RELEASE_TRIES = 3
+
+OF_THE_STORE = (BackendUnavailableError, BackendReadOnlyError, BackendCorruptError, BackendVersionError)
+"""Errors that say nothing against an outcome: the others may be about what one of a group holds."""
 
 
 class Recorder:
@@ -77,14 +87,17 @@ class Recorder:
         self._give_up_at = time.monotonic() + seconds
 
     async def _record(self, group: list[tuple[HeldTask, Outcome]]) -> None:
-        outcomes = [outcome for _, outcome in group]
         delays, failed = Delays(FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS), 0
         try:
             while True:
                 try:
-                    self._report(await self._mark(outcomes))
+                    self._report(await self._mark([outcome for _, outcome in group]))
                     break
                 except Exception as error:
+                    if not isinstance(error, OF_THE_STORE):
+                        await self._record_apart(group)
+                        if not group:
+                            break
                     self._failed += len(group) - failed
                     failed = len(group)
                     if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
@@ -112,6 +125,22 @@ class Recorder:
         # Both are queued before the reservation that follows, which would find their slots taken otherwise.
         marking = [asyncio.Task(call, loop=self._loop, eager_start=True) for call in calls]
         return [task for not_held in await asyncio.gather(*marking) for task in not_held]
+
+    async def _record_apart(self, group: list[tuple[HeldTask, Outcome]]) -> None:
+        """Records outcomes one by one and removes them from ``group``: one that is refused must keep no other one."""
+        for held, outcome in group.copy():
+            try:
+                self._report(await self._mark([outcome]))
+            except Exception as error:
+                if not (outcome.then and (isinstance(error, (ValueError, TypeError)) or type(error) is BackendError)):
+                    continue
+                # For what is to be stored with it. The task has run, and is not run again for that.
+                task = outcome.task
+                logger.error("the outcome of task %s (%s) is refused by its backend", task.task_id, task.name)
+                reason = f"{type(error).__name__}: the outcome was refused: {error}"
+                self._report(await self._mark([Outcome(task, error=reason, ran_on=outcome.ran_on)]))
+            group.remove((held, outcome))
+            self._on_recorded((held,))
 
     def _report(self, not_held: Iterable[ReservedTask]) -> None:
         for task in not_held:

@@ -141,19 +141,21 @@ class Heads(NamedTuple):
         return min((at for at in (*moments, self.spent) if at > now), default=math.inf)
 
 
-def find_heads(connection: sqlite3.Connection, selection: Selection) -> Heads:
-    """Returns the lanes from which a reservation may take now."""
+def find_heads(connection: sqlite3.Connection, selection: Selection, *, last_only: bool = False) -> Heads:
+    """Returns the lanes from which a reservation may take now; of those with ordinary tasks none, if so asked."""
     has_lanes = LANES.name in abilities(connection)
-    due: list[Head] = []
-    last: list[Head] = []
     has_default = selection.has_default and not (has_lanes and fetch_all(connection, IS_PAUSED))
-    if has_default:
-        due += _ranked(selection, ((None, 0, at) for (at,) in fetch_all(connection, HEAD[DUE_ROWS])))
-        last += _ranked(selection, ((None, 0, at) for (at,) in fetch_all(connection, HEAD[LAST_ROWS])))
-    if has_lanes:
-        due += _ranked(selection, _lanes(connection, LANE_DUE_ROWS, selection))
-        last += _ranked(selection, _lanes(connection, LANE_LAST_ROWS, selection))
-        due.sort(key=attrgetter("rank"))
+
+    def heads(of_default: str, of_lanes: str) -> list[Head]:
+        rows: list[Row] = []
+        if has_default:
+            rows += [(None, 0, at) for (at,) in fetch_all(connection, HEAD[of_default])]
+        if has_lanes:
+            rows += _lanes(connection, of_lanes, selection)
+        return sorted(_ranked(selection, rows), key=attrgetter("rank"))
+
+    due = [] if last_only else heads(DUE_ROWS, LANE_DUE_ROWS)
+    last = heads(LAST_ROWS, LANE_LAST_ROWS)
     spent = [at for (at,) in fetch_all(connection, HEAD[SPENT_ROWS]) if isinstance(at, (int, float))]
     return Heads(due, last, spent[0] if spent else math.inf, has_default)
 
@@ -214,7 +216,10 @@ class Plan(NamedTuple):
         """Reads what was given out, and what a caller should know of the rest."""
         is_taken = any(kind == "taken" and token == claim for kind, _, token in notes)
         rows = self._rows(connection, limit, claim, until) if is_taken else []
-        heads = find_heads(connection, self.selection)
+        # Who gets all that was asked for comes again anyhow, and needs to know of last attempts only.
+        heads = find_heads(connection, self.selection, last_only=len(rows) == limit)
+        if heads.last_attempt(now) and len(rows) == limit:
+            heads = find_heads(connection, self.selection)
         ahead = heads.next_after(now)
         reservation = Reservation(
             buried=[task_id for kind, task_id, token in notes if kind == "buried" and token == claim],

@@ -23,7 +23,7 @@ MAX_WAL_BYTES = 16 * 1024 * 1024
 # has neither. The indexes stay as they are, although no statement takes a row with a queue from them: a
 # process of version 2 that has the file open meanwhile goes on with statements that name them, and SQLite
 # would refuse all of them if an index no longer covered what they ask for. They are made anew, without the
-# rows of other queues, when the first task of a named queue is stored; nobody can do that yet.
+# rows of other queues, when the first task of a named queue is stored: see ``lanes``.
 #
 # What an ability needs beside that (columns, indexes, triggers) is made at its first use: see ``abilities``.
 MIGRATIONS = (
