@@ -1,8 +1,9 @@
 # pyright: strict
 """Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
@@ -27,7 +28,9 @@ from sitq import (
     per_exception,
     task,
 )
-from sitq.backends.inspect import TaskInfo
+from sitq.backends.inspect import TaskDetails, TaskInfo
+from sitq.backends.lanes import Lane, Lanes
+from sitq.backends.progressing import Progress
 from sitq.extensions.retries import Failed, RetryPolicy
 
 SOON = datetime.now(UTC)
@@ -392,7 +395,92 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
 
 async def look(queue: TaskQueue, sync: SyncTaskQueue) -> None:
     """One task's state, and a list that is narrowed."""
-    assert_type(await queue.get("id"), TaskInfo | None)
-    assert_type(sync.get("id"), TaskInfo | None)
+    assert_type(await queue.get("id"), TaskDetails | None)
+    assert_type(sync.get("id"), TaskDetails | None)
     assert_type(await queue.list("failed", name="a", error="b", since=1.5, before="id"), Sequence[TaskInfo])
     assert_type(sync.retry(failed=True, since=timedelta(hours=1)), Sequence[str])
+
+
+async def lanes(queue: TaskQueue, sync: SyncTaskQueue) -> None:
+    """Named queues: a backend, a view of it, and a worker of some."""
+    backend: Lanes = SQLiteBackend()
+    view: Backend = assert_type(SQLiteBackend().select(["mail"], 1.5), SQLiteBackend)
+    Worker(view, queues=["mail", "default"])
+    assert_type(await queue.lanes(), Sequence[Lane])
+    assert_type(sync.lanes(), Sequence[Lane])
+    await queue.pause("mail")
+    await backend.resume("mail")
+    assert_type(await queue.list(queue="mail"), Sequence[TaskInfo])
+
+
+class Session:
+    """What a provider gives; it is a context manager, too."""
+
+    def __enter__(self) -> int:
+        """Gives something else."""
+        return 1
+
+    def __exit__(self, *_: object) -> None:
+        """Ends."""
+
+
+def get_plain() -> Session:
+    """Gives one."""
+    return Session()
+
+
+async def get_coroutine() -> Session:
+    """Gives one."""
+    return Session()
+
+
+def get_generator() -> Iterator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+async def get_async_generator() -> AsyncIterator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+@contextmanager
+def get_manager() -> Generator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+@asynccontextmanager
+async def get_async_manager() -> AsyncGenerator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+def injected(
+    a: Session = sitq.Inject(get_plain),
+    b: Session = sitq.Inject(get_coroutine),
+    c: Session = sitq.Inject(get_generator),
+    d: Session = sitq.Inject(get_async_generator),
+    e: Session = sitq.Inject(get_manager),
+    f: Session = sitq.Inject(get_async_manager),
+) -> int:
+    """Has parameters that a worker fills in, of the type that the provider gives."""
+    assert_type(sitq.Inject(get_plain), Session)
+    assert_type(sitq.Inject(get_manager), Session)
+    return 1
+
+
+async def around(queue: TaskQueue, sync_queue: SyncTaskQueue) -> None:
+    """What is filled in need not be passed; progress can be read and followed."""
+    task_id = await queue.enqueue(injected)
+    assert_type(task_id, TaskId[int])
+    await queue.enqueue(injected, Session())
+    assert_type(await queue.progress(task_id), Progress | None)
+    async for found in queue.follow(task_id):
+        assert_type(found, Progress)
+    for found in sync_queue.follow(task_id):
+        assert_type(found.total, float | None)
+    sitq.progress(1, 2, "note")
+    variable: ContextVar[str] = ContextVar("variable")
+    TaskQueue(extensions=[sitq.Carry(tenant=variable)])
+    Worker(extensions=[sitq.Carry(tenant=variable)])

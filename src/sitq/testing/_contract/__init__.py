@@ -16,8 +16,12 @@ pytest.register_assert_rewrite(
             "inspecting",
             "lanes",
             "mending",
+            "progressing",
             "reserving",
             "storing",
+            "unique",
+            "unique_calls",
+            "unique_lives",
             "watching",
         )
     )
