@@ -28,9 +28,10 @@ def _():
 
     import marimo as mo
 
-    from sitq import SQLiteBackend, TaskQueue, Worker
+    from sitq import Backoff, SQLiteBackend, TaskQueue, Worker, current_task, task
 
     return (
+        Backoff,
         Counter,
         Path,
         SQLiteBackend,
@@ -38,6 +39,7 @@ def _():
         Worker,
         asyncio,
         atexit,
+        current_task,
         mo,
         partial,
         random,
@@ -46,6 +48,7 @@ def _():
         sqlite3,
         subprocess,
         sys,
+        task,
         tempfile,
         time,
     )
@@ -161,6 +164,77 @@ async def _(
             ),
         ]
     )
+    return
+
+
+@app.cell
+def _(mo):
+    mo.md("""
+    ## Say how a task is run
+
+    `@task` declares what is to happen when a task raises, and how long a run may take. This one raises at first, then
+    takes too long, and then works. Between two runs it waits in the table, with the error of the latest one.
+    """)
+    return
+
+
+@app.cell
+async def _(
+    Backoff,
+    SQLiteBackend,
+    TaskQueue,
+    Worker,
+    asyncio,
+    current_task,
+    mo,
+    queue_file,
+    task,
+):
+    @task(retry=Backoff(retries=3, first=0.05), timeout=0.5)
+    async def knock():
+        attempt = current_task().attempt
+        if attempt == 1:
+            raise ConnectionError("nobody is at home")
+        if attempt == 2:
+            await asyncio.sleep(60)
+        return f"opened at attempt {attempt}"
+
+    _backend = SQLiteBackend(queue_file)
+    async with TaskQueue(_backend) as _queue, Worker(_backend):
+        _task_id = await _queue.enqueue(knock)
+        print((await _queue.get_result(_task_id)).unwrap())
+        _failed = (await _queue.get(_task_id)).failed_attempts
+
+    print("after", " and ".join(attempt.error.partition(":")[0] for attempt in _failed))
+    mo.ui.table([{"attempt": attempt.attempt, "error": attempt.error} for attempt in _failed])
+    return
+
+
+@app.cell
+def _(mo):
+    mo.md("""
+    ## Which first, and only one
+
+    A priority is a head start. With one slot, the urgent task is run before those that were stored earlier. The three
+    calls with one unique key are one task.
+    """)
+    return
+
+
+@app.cell
+async def _(SQLiteBackend, TaskQueue, Worker, mo, queue_file):
+    _backend = SQLiteBackend(queue_file)
+    async with TaskQueue(_backend) as _queue:
+        for _name, _priority in (("report", -5), ("thumbnail", 0), ("password mail", 5)):
+            await _queue.options(priority=_priority).enqueue("builtins:str", _name)
+        _same = {await _queue.options(unique="sync:42").enqueue("builtins:str", "sync") for _ in range(3)}
+        await Worker(_backend, max_concurrency=1).drain()
+        _latest = sorted(await _queue.list("success", limit=4), key=lambda info: info.started_at)
+        _order = [(await _queue.get_result(info.task_id)).unwrap() for info in _latest]
+
+    print("order:", ", ".join(_order))
+    print("three calls with one key:", len(_same), "task")
+    mo.ui.table([{"task": name} for name in _order])
     return
 
 

@@ -63,9 +63,13 @@ async def book(number: int, to: str) -> str:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Runs the carrier, a client of it and a worker for as long as the service runs."""
     global carrier
-    async with flaky_carrier() as url, httpx.AsyncClient(base_url=url, trust_env=False) as carrier:
-        async with queue, Worker(backend, max_concurrency=10, shutdown_timeout=20):
-            yield
+    async with (
+        flaky_carrier() as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as carrier,
+        queue,
+        Worker(backend, max_concurrency=10, shutdown_timeout=20),
+    ):
+        yield
 
 
 app = FastAPI(lifespan=lifespan)

@@ -23,8 +23,7 @@ from sitq import (
     running,
 )
 from sitq.errors import ASKED, CUT
-from sitq.extensions import Event, Run, cancelling
-from sitq.extensions.cancelling import Cancelling
+from sitq.extensions import Cancelling, Event, Run, cancelling
 from sitq.models import Result
 from tests.storm.fleet import fleet
 from tests.support import DEADLINE_SECONDS, Runs, rows, until

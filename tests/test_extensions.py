@@ -17,7 +17,7 @@ from sitq.extensions import Event, Run
 from sitq.extensions.base import Runs
 from sitq.models import EPOCH
 from sitq.serializers.calls import Call
-from sitq.worker.extending import arounds_of
+from sitq.worker.extending import around_of
 from sitq.worker.standard import with_standard
 from tests.support import DEADLINE_SECONDS, until
 from tests.worker_tasks import gate, wait_at
@@ -328,9 +328,9 @@ def test_a_method_that_is_async_in_the_wrong_way_is_refused(wrong: Any, said: st
 def test_without_extensions_nothing_is_called_around_a_run() -> None:
     """Whoever does not use them does not pay for them, and a listener alone is none of those that are around."""
     run = Run(ReservedTask(1, 1, "id", b"", "len", "", 1, 5, EPOCH), Call(len, ([],), {}, {}))
-    assert not arounds_of(())(run)
-    assert not arounds_of([Listening()])(run)
-    assert not arounds_of(with_standard(()))(run)
+    assert not around_of(())(run)
+    assert not around_of([Listening()])(run)
+    assert not around_of(with_standard(()))(run)
 
 
 class Hanging:

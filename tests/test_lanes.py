@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sitq import BackendError, NewTask, SQLiteBackend
+from sitq.backends.lanes import Lanes
 from sitq.backends.sqlite import choosing, lane_operations, schema
 from sitq.backends.sqlite.abilities import abilities
 from sitq.backends.sqlite.changes import Change
 from sitq.backends.sqlite.lanes import LANES, Bury, Pause, Resume, StoreInLane
-from sitq.models import Extras, Outcome, Unique
+from sitq.backends.sqlite.reading import Reader
+from sitq.models import Extras, Outcome
 from tests.faults import Clock, connected, new_task, on_connection, outside, write_lock
 from tests.support import rows
 
@@ -449,6 +451,20 @@ async def test_lists_of_a_status_find_tasks_of_every_queue(path: Path) -> None:
         assert (shown.queue, shown.priority) == ("", 5)
 
 
+async def test_lanes_are_shown_to_who_may_only_read_the_file(path: Path) -> None:
+    """Whether it has lanes or not; such a user can pause nothing."""
+    async with connected(SQLiteBackend(path)) as backend:
+        await backend.enqueue([new_task("plain")])
+        assert [(lane.queue, lane.waiting) for lane in await Reader(path).lanes()] == [("", 1)]
+        await backend.enqueue([task_in("mail", 3)])
+        await backend.pause("mail")
+        assert [(lane.queue, lane.priority, lane.paused) for lane in await Reader(path).lanes()] == [
+            ("", 0, False),
+            ("mail", 3, True),
+        ]
+    assert not isinstance(Reader(path), Lanes)
+
+
 async def test_pausing_and_resuming_survive_a_power_cut(path: Path) -> None:
     """They are synced as an enqueue is."""
     async with connected(SQLiteBackend(path)) as backend:
@@ -457,14 +473,6 @@ async def test_pausing_and_resuming_survive_a_power_cut(path: Path) -> None:
             assert backend._connected()._file.open()._synchronous == "NORMAL"
             await call("a")
             assert backend._connected()._file.open()._synchronous == "FULL"
-
-
-async def test_a_unique_task_is_still_refused(path: Path) -> None:
-    """What this backend does not carry out is not lost in silence."""
-    async with connected(SQLiteBackend(path)) as backend:
-        with pytest.raises(BackendError, match="unique"):
-            await backend.enqueue([new_task(extras=Extras(queue="a", unique=Unique("key")))])
-        assert await backend.lanes() == []
 
 
 def test_lanes_are_one_ability() -> None:

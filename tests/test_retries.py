@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from sitq import Backoff, GiveUp, Retry, SQLiteBackend, TaskQueue, Worker, current_task, per_exception, task
-from sitq.extensions import Event
-from sitq.extensions.base import FailedRun
-from sitq.extensions.retries import Failed, Retries
+from sitq.extensions import Event, Failed, FailedRun, Retries
 from sitq.models import EPOCH, ReservedTask
 from sitq.testing import ManualClock
 from tests.support import DEADLINE_SECONDS, Runs, rows, until

@@ -24,6 +24,7 @@ LAYERS = (
         "sitq.backends.inspect",
         "sitq.backends.lanes",
         "sitq.backends.leaving",
+        "sitq.backends.uniques",
         "sitq.backends.progressing",
         "sitq.backends.many",
     },

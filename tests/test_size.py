@@ -32,9 +32,10 @@ BESIDE += ("backends/sqlite/asking", "backends/sqlite/cancelling", "backends/sql
 BESIDE += ("backends/sqlite/progressing", "backends/sqlite/reports")
 BESIDE += ("worker/standard",)  # what a task may pass that has failed
 BESIDE += tuple(f"backends/sqlite/{name}" for name in ("lanes", "lane_operations", "choosing", "pausing"))
+BESIDE += tuple(f"backends/sqlite/{name}" for name in ("uniques", "unique_jobs", "failed_rows", "ability_changes"))
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
-MAX_STATEMENTS = 3_200  # openspec/decisions.md says why it is not 2,200
+MAX_STATEMENTS = 3_250  # openspec/decisions.md says why it is not 2,200
 MAX_LINES = 400
 MAX_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 MAX_ATTRIBUTES = 12

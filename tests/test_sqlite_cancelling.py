@@ -11,7 +11,7 @@ from sitq import BackendError, Result, SQLiteBackend, SyncTaskQueue, TaskCancell
 from sitq.backends.cancelling import Cancelling
 from sitq.backends.sqlite import asking
 from sitq.errors import ASKED, CUT
-from sitq.models import Outcome, ReservedTask
+from sitq.models import Extras, Outcome, ReservedTask
 from tests.faults import Clock, connected, new_task, on_connection, outside, write_lock
 from tests.support import Runs, add, log_async, rows
 from tests.test_inspection import Plain
@@ -294,7 +294,7 @@ STEPS = ("reserve", "reserve", "ask", "ask", "cut", "end", "end", "retry", "time
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_nobody_gets_a_task_that_was_asked_to_end(seed: int, path: Path) -> None:
-    """Whatever happens in whatever order, by two processes, with deaths and a clock that is set back: it has ended."""
+    """Whatever happens in whatever order, by two processes, with deaths and a clock that is set back, also in lanes."""
     chance, clock = random.Random(seed), Clock()
     asked: set[str] = set()
     held: list[ReservedTask] = []
@@ -303,7 +303,9 @@ async def test_nobody_gets_a_task_that_was_asked_to_end(seed: int, path: Path) -
         connected(SQLiteBackend(path, clock=clock, retention=None)) as other,
     ):
         ids = [f"task-{n}" for n in range(12)]
-        await one.enqueue([new_task(task_id, max_attempts=chance.choice((1, 2, 5))) for task_id in ids])
+        for task_id in ids:
+            extras = Extras(chance.choice(("", "mail")), chance.choice((0, 5))) if seed % 2 else None
+            await one.enqueue([new_task(task_id, max_attempts=chance.choice((1, 2, 5)), extras=extras)])
         for _ in range(150):
             backend = chance.choice((one, other))
             some = chance.sample(ids, 3)

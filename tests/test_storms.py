@@ -66,7 +66,7 @@ async def test_a_file_that_is_sick_again_and_again_loses_nothing(path: Path, run
     await show(storms.sick_file_storm(path, runs, **size))
 
 
-@sizes({"tasks": 400, "kills": 5}, {"tasks": 8_000, "kills": 120})
+@sizes({"tasks": 400, "kills": 5}, {"tasks": 5_000, "kills": 80})
 async def test_whatever_ends_a_run_each_task_ends_once(path: Path, runs: Runs, size: dict[str, Any]) -> None:
     """Raises, timeouts, cancellations, stops and kills: nothing is lost, run too often, or followed twice."""
     await show(policies.policy_storm(path, runs, **size))

@@ -54,6 +54,7 @@ class TaskMaker:
         self._max_attempts = max_attempts
         self._on_enqueue = [each.on_enqueue for each in extensions if isinstance(each, OnEnqueue)]
         self._needs = frozenset({"then"}) if with_outcome else frozenset()
+        self._endings: frozenset[str] | None = None
         self.nothing_said = Said({}, resolve({}, {}, max_attempts))
 
     def said(self, **given: Any) -> Said:
@@ -96,16 +97,21 @@ class TaskMaker:
 
     def _declared(self, call: Call, task: Task[..., Any], said: Declared) -> tuple[Call, TaskOptions]:
         check_call(task.func, call.args, call.kwargs)
-        changed: Declared = {**task.changed, **said}
-        every: Declared = {**task.declared, **changed}
-        check_together(every)
         func, is_declared_there = task.to_store()
-        options = resolve(every, changed if is_declared_there else every, self._max_attempts)
+        key = self._max_attempts, is_declared_there
+        if said or (options := task.resolved.get(key)) is None:
+            changed: Declared = {**task.changed, **said}
+            every: Declared = {**task.declared, **changed}
+            check_together(every)
+            options = resolve(every, changed if is_declared_there else every, self._max_attempts)
+            if not said:
+                task.resolved[key] = options
         return Call(func, call.args, call.kwargs, options.context, options.stored), options
 
     def _check_needs(self, needs: frozenset[str]) -> None:
-        known = self._backend.endings if isinstance(self._backend, Endings) else frozenset()
-        if missing := needs - known:
+        if self._endings is None:
+            self._endings = self._backend.endings if isinstance(self._backend, Endings) else frozenset()
+        if missing := needs - self._endings:
             raise BackendError(
                 f"{type(self._backend).__name__} cannot do what an option of this task needs "
                 f"({', '.join(sorted(missing))}: see sitq.backends.endings); nothing was stored"

@@ -8,7 +8,7 @@ from sitq._checks import check_count, check_known_queue, check_seconds, refuse_r
 from sitq._portal import Portal
 from sitq.backends.base import Backend
 from sitq.backends.cancelling import Cancelling, RunningTasks
-from sitq.backends.inspect import Counts, Inspectable, TaskInfo
+from sitq.backends.inspect import Counts, Inspectable, TaskDetails, TaskInfo
 from sitq.errors import BackendError
 from sitq.models import Status
 
@@ -36,7 +36,7 @@ class Operations:
         """
         return await (await _inspectable(self)).counts()
 
-    async def get(self, task_id: str) -> TaskInfo | None:
+    async def get(self, task_id: str) -> TaskDetails | None:
         """Returns the state of one task, finished or not; ``None`` if there is no such task.
 
         :meth:`get_result` with ``timeout=0`` is ``None`` both for an unknown task and for one that is
@@ -181,7 +181,7 @@ class SyncOperations:
         """
         return self._portal.call(self._queue.counts)
 
-    def get(self, task_id: str) -> TaskInfo | None:
+    def get(self, task_id: str) -> TaskDetails | None:
         """Returns the state of one task, finished or not; see :meth:`TaskQueue.get`.
 
         Raises:

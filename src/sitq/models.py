@@ -2,12 +2,14 @@
 
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, Self, get_args
 
+from sitq._checks import MAX_SECONDS
 from sitq.errors import WAITING, TaskCancelledError, TaskFailedError, WorkerDiedError
 
 MAX_ATTEMPTS = 5
@@ -24,6 +26,14 @@ FINISHED: frozenset[Status] = frozenset({"success", "failed", "cancelled"})
 BURIED_ERROR_PREFIX = "WorkerDiedError: "
 """How the error of a task begins that a backend has failed for the death of its workers. Such a task has
 no traceback."""
+
+type While = Literal["waiting", "unfinished"]
+type Otherwise = Literal["keep", "replace", "raise"]
+
+MAX_KEY_CHARACTERS = 1_000
+"""Up to this length every backend keeps the key of a unique task."""
+
+_NOT_IN_A_KEY = re.compile("[\0\ud800-\udfff]")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -91,7 +101,7 @@ class Unique:
     hand two tasks with one key may stand side by side.
 
     Attributes:
-        key: The key; shared by all tasks of the store, whatever they call.
+        key: The key, 1 to 1,000 characters; shared by all tasks of the store, whatever they call.
         while_: What keeps another one out: a task that waits to be run (``"waiting"``), which loses no
             news, or also one that runs (``"unfinished"``).
         period: The time after the latest task with this key was stored in which no other one is stored,
@@ -99,12 +109,38 @@ class Unique:
         otherwise: What becomes of a task that is kept out: ``"keep"``: it is not stored, and the id of the
             one that stands is returned. ``"replace"``: one that waits gets its call, due time and options,
             and keeps its id; one that runs is never touched. ``"raise"``: ``DuplicateTaskError``.
+
+    Raises:
+        TypeError: The key is no ``str``, or the period no ``timedelta``.
+        ValueError: The key is empty or too long, or has a character that not every store keeps: NUL, or a lone
+            surrogate. The period is not more than 0, or more than a hundred years. A word is none of those above.
     """
 
     key: str
-    while_: Literal["waiting", "unfinished"] = "waiting"
+    while_: While = "waiting"
     period: timedelta | None = None
-    otherwise: Literal["keep", "replace", "raise"] = "keep"
+    otherwise: Otherwise = "keep"
+
+    def __post_init__(self) -> None:
+        """Refuses what no store could take."""
+        if not isinstance(self.key, str):
+            raise TypeError(f"the key of a unique task must be a str, not {type(self.key).__name__}")
+        if not 1 <= len(self.key) <= MAX_KEY_CHARACTERS:
+            raise ValueError(
+                f"the key of a unique task must have 1 to {MAX_KEY_CHARACTERS:,} characters, and this one has "
+                f"{len(self.key):,}: use a hash of what is longer"
+            )
+        if _NOT_IN_A_KEY.search(self.key):
+            raise ValueError(f"the key {self.key!r} has a NUL or a lone surrogate: leave it out")
+        for name, value, words in (("while_", self.while_, While), ("otherwise", self.otherwise, Otherwise)):
+            if value not in get_args(words.__value__):
+                raise ValueError(f"{name} must be one of {get_args(words.__value__)}, not {value!r}")
+        if self.period is None:
+            return
+        if not isinstance(self.period, timedelta):
+            raise TypeError(f"period must be a timedelta, not {type(self.period).__name__}")
+        if not 0 < self.period.total_seconds() <= MAX_SECONDS:
+            raise ValueError(f"period must be more than 0, and at most a hundred years; got {self.period!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from types import FunctionType, MethodType
 from typing import Any, Concatenate, Protocol, Self, overload
 
-from sitq._options import Declared, OnFailure, UniqueKey, check_options, from_builtins, to_builtins
+from sitq._options import Declared, OnFailure, TaskOptions, UniqueKey, check_options, from_builtins, to_builtins
 from sitq.extensions.retries import RetryPolicy
 from sitq.serializers.calls import is_async, name_of
 from sitq.serializers.cloudpickle import is_carried_by_value
@@ -25,11 +25,14 @@ class Task[**P, T]:
         func: The function.
         declared: What is declared with it.
         changed: What :meth:`options` has put in place of that; stored with each task.
+        resolved: What both come to, kept by those who enqueue: by their default of ``max_attempts``, and by
+            whether a worker finds what is declared.
     """
 
     func: Callable[P, T]
     declared: Declared
     changed: Declared
+    resolved: dict[tuple[int, bool], TaskOptions]
     __name__: str
     __qualname__: str
 
@@ -41,6 +44,7 @@ class Task[**P, T]:
         self.func = func
         self.declared = declared
         self.changed = {} if changed is None else changed
+        self.resolved = {}
         if is_async(func):
             inspect.markcoroutinefunction(self)
 

@@ -123,7 +123,7 @@ FOUND_BY = {
 
 
 class TestOnAFile(EndingContract):
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
@@ -141,7 +141,7 @@ class TestOnAFile(EndingContract):
 
 
 class TestInMemory(EndingContract):
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -192,7 +192,7 @@ class LateBackend(SQLiteBackend):
 class TestLikeAServer(EndingContract):
     """The hooks that a store on a server overrides are used: its clock is waited for, and it settles late."""
 
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -235,7 +235,7 @@ class TestOneOnly(Faulty, EndingContract):
     class kind(SQLiteBackend):
         endings = frozenset({{{listed!r}}})
 
-    knows_extras = frozenset({{"queue", "priority"}})
+    knows_extras = frozenset({{"queue", "priority", "unique"}})
 """
     (tmp_path / "test_one_only.py").write_text(FAULTY.partition("class TestRetriesAtOnce")[0] + one_only)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

@@ -50,7 +50,7 @@ async def one_commit_unanswered() -> AsyncIterator[None]:
 
 
 class TestOnAFile(BackendContract):
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self, path: Path) -> Backend:
@@ -72,7 +72,7 @@ class TestOnAFile(BackendContract):
 
 
 class TestInMemory(BackendContract):
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     @pytest.fixture
     def backend(self) -> Backend:

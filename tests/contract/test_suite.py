@@ -43,7 +43,7 @@ class Faulty:
 
 
 class TestAcceptsLateOutcomes(Faulty, BackendContract):
-    knows_extras = frozenset({"queue", "priority"})
+    knows_extras = frozenset({"queue", "priority", "unique"})
 
     class kind(SQLiteBackend):
         async def mark_success(self, outcomes):

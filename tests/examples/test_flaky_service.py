@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 
 from tests.examples.test_services import FLAKY, serve
-from tests.support import rows
+from tests.support import rows, until
 
 
 async def send(client: httpx.AsyncClient, number: int, to: str, **options: object) -> str:
@@ -24,13 +24,20 @@ async def ended(client: httpx.AsyncClient, task_id: str) -> dict[str, object]:
             return found
 
 
+async def written(client: httpx.AsyncClient, path: Path, number: int) -> list[str]:
+    """Waits until so many letters are written, and returns them."""
+    sql = "SELECT 1 FROM tasks WHERE status = 'success' AND (name LIKE '%:write' OR name LIKE '%:regret')"
+    await until(lambda: len(rows(path, sql)) == number)
+    found: list[str] = (await client.get("/letters")).json()
+    return found
+
+
 async def test_a_flaky_server_costs_no_parcel(path: Path) -> None:
     """Each is booked at the third attempt, after an error and a timeout, and its letter is written once."""
     async with serve(path, *FLAKY) as service:
         ids = [await send(service.client, number, "ann", express=number > 3) for number in range(5)]
         found = await asyncio.gather(*(ended(service.client, task_id) for task_id in ids))
-        while len(letters := (await service.client.get("/letters")).json()) < 5:
-            await asyncio.sleep(0.01)
+        letters = await written(service.client, path, 5)
         await service.stop()
     assert [each["tracking"] for each in found] == [f"tracking-{number}" for number in range(5)]
     for each in found:
@@ -56,8 +63,7 @@ async def test_what_the_carrier_refuses_is_not_tried_again(path: Path) -> None:
     """It fails at the first attempt, and the customer is written to."""
     async with serve(path, *FLAKY) as service:
         found = await ended(service.client, await send(service.client, 8, "nowhere"))
-        while not (letters := (await service.client.get("/letters")).json()):
-            await asyncio.sleep(0.01)
+        letters = await written(service.client, path, 1)
         await service.stop()
     assert (found["status"], found["failures"]) == ("failed", ["GiveUp: the carrier does not go to nowhere"])
     assert letters == ["we are sorry: GiveUp: the carrier does not go to nowhere"]

@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 
 def test_the_tour_runs_as_a_script() -> None:
-    """Every cell runs: all tasks are finished in the end, and both latencies are measured."""
+    """Every cell runs: all tasks are finished, one is retried, one is overtaken, and both latencies are measured."""
     pytest.importorskip(
         "marimo", reason="marimo is not installed: uv run --group tour pytest tests/examples/test_tour.py"
     )
@@ -21,6 +21,10 @@ def test_the_tour_runs_as_a_script() -> None:
     found = re.fullmatch(
         r"enqueued 60 tasks\n"
         r"in the end: \{'pending': 0, 'in_progress': 0, 'success': (\d+), 'failed': (\d+)\}\n"
+        r"opened at attempt 3\n"
+        r"after ConnectionError and TaskTimeoutError\n"
+        r"order: password mail, thumbnail, sync, report\n"
+        r"three calls with one key: 1 task\n"
         r"worker in this process: median [\d.]+ ms, slowest [\d.]+ ms\n"
         r"worker in another process: median [\d.]+ ms, slowest [\d.]+ ms\n",
         done.stdout,

@@ -28,7 +28,8 @@ from sitq import (
     per_exception,
     task,
 )
-from sitq.backends.inspect import TaskInfo
+from sitq.backends.inspect import TaskDetails, TaskInfo
+from sitq.backends.lanes import Lane, Lanes
 from sitq.backends.progressing import Progress
 from sitq.extensions.retries import Failed, RetryPolicy
 
@@ -394,10 +395,22 @@ async def construct(backend: Backend, serializer: Serializer) -> None:
 
 async def look(queue: TaskQueue, sync: SyncTaskQueue) -> None:
     """One task's state, and a list that is narrowed."""
-    assert_type(await queue.get("id"), TaskInfo | None)
-    assert_type(sync.get("id"), TaskInfo | None)
+    assert_type(await queue.get("id"), TaskDetails | None)
+    assert_type(sync.get("id"), TaskDetails | None)
     assert_type(await queue.list("failed", name="a", error="b", since=1.5, before="id"), Sequence[TaskInfo])
     assert_type(sync.retry(failed=True, since=timedelta(hours=1)), Sequence[str])
+
+
+async def lanes(queue: TaskQueue, sync: SyncTaskQueue) -> None:
+    """Named queues: a backend, a view of it, and a worker of some."""
+    backend: Lanes = SQLiteBackend()
+    view: Backend = assert_type(SQLiteBackend().select(["mail"], 1.5), SQLiteBackend)
+    Worker(view, queues=["mail", "default"])
+    assert_type(await queue.lanes(), Sequence[Lane])
+    assert_type(sync.lanes(), Sequence[Lane])
+    await queue.pause("mail")
+    await backend.resume("mail")
+    assert_type(await queue.list(queue="mail"), Sequence[TaskInfo])
 
 
 class Session:

@@ -42,6 +42,7 @@ class ChildSettings:
         lease: Seconds after which others may take what it no longer renews.
         retention: Seconds that finished tasks are kept, or ``"forever"``; ``None`` as was chosen for
             the file.
+        retention_failed: The same for failed tasks.
         modules: What it imports before it takes a task.
         serializer: The import path of the serializer; ``None`` for the default one.
         quiet: Whether it logs warnings only.
@@ -58,6 +59,7 @@ class ChildSettings:
     shutdown_timeout: float | None
     lease: float
     retention: float | str | None
+    retention_failed: float | str | None = None
     modules: Sequence[str] = ()
     serializer: str | None = None
     quiet: bool = False
@@ -115,8 +117,10 @@ def main() -> None:
 
 async def _serve(settings: ChildSettings, serializer: Serializer | None) -> None:
     kept: dict[str, Any] = {}
-    if settings.retention is not None:
-        kept["retention"] = None if settings.retention == "forever" else settings.retention
+    for name in ("retention", "retention_failed"):
+        age = getattr(settings, name)
+        if age is not None:
+            kept[name] = None if age == "forever" else age
     worker = Worker(
         SQLiteBackend(settings.path, **kept),
         serializer,

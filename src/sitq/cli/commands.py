@@ -91,6 +91,13 @@ def root(ctx: click.Context) -> None:
     "SQLiteBackend(retention=), or else 7d.",
 )
 @click.option(
+    "--retention-failed",
+    callback=options.retention_seconds,
+    metavar="AGE",
+    help="The same for failed tasks. Without it, as the application chose with "
+    "SQLiteBackend(retention_failed=), or else as all others.",
+)
+@click.option(
     "--import",
     "modules",
     callback=options.modules,

@@ -27,7 +27,7 @@ from sitq.serializers.base import LARGE_BYTES, Serializer
 from sitq.serializers.calls import NO_OPTIONS, Call, is_async
 from sitq.serializers.envelope import load_call
 from sitq.tasks import as_task
-from sitq.worker.extending import Arounds
+from sitq.worker.extending import AroundRun
 from sitq.worker.held import HeldTask
 
 logger = SafeLogger("sitq.worker")
@@ -104,14 +104,14 @@ class Surroundings(NamedTuple):
             is not imported yet. Only such ones: tasks of one reservation that begin at different
             moments end so, and the next reservations would take half of the slots each.
         pool: Runs plain functions.
-        arounds: Gives what is put around a run.
+        around: Gives what is put around a run.
         max_bytes: The largest result that can be stored; ``None``: there is no limit.
     """
 
     home: Home
     load: Load
     pool: Pool
-    arounds: Arounds
+    around: AroundRun
     max_bytes: int | None
 
 
@@ -125,21 +125,21 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
         KeyboardInterrupt: The user pressed Ctrl-C while the task ran on the loop; it is no failure
             of the task's.
     """
-    task, (home, load, pool, arounds, max_bytes) = held.task, surroundings
+    task, (home, load, pool, around, max_bytes) = held.task, surroundings
     before = generation()
     try:
         if len(task.payload) < LARGE_BYTES and _is_imported(task.name.partition(":")[0]):
             call = _load(task, home.serializer)
         else:
             call = await _load_in_thread(held, home.serializer, load)
-        run = _run_of(task, call, home)
+        run = _run_of(held, call, home)
     except BaseException as error:
         return failure(task, error, "the payload cannot be loaded: ", kind="unloadable")
     held.run = run
     running.set(run)
     try:
-        if managers := arounds(run):
-            value = await _call_within(managers, held, pool, run)
+        if (manager := around(run)) is not None:
+            value = await _call_within(manager, held, pool, run)
         elif is_async(func := run.call.func):  # type: ignore[arg-type]  # its import path was resolved
             value = await func(*run.call.args, **run.call.kwargs)  # type: ignore[operator]
         else:
@@ -154,21 +154,16 @@ async def execute(held: HeldTask, surroundings: Surroundings) -> Ended:
     return _success(run, value, home.serializer, max_bytes)
 
 
-def _run_of(task: ReservedTask, call: Call, home: Home) -> Run:
+def _run_of(held: HeldTask, call: Call, home: Home) -> Run:
     options = from_payload(call.options) if call.options else NO_OPTIONS
     if (declared := as_task(call.func)) is not None:
         call = call._replace(func=declared.func)
         options = {**declared.declared, **declared.changed, **options}
-    return Run(task, call, options, home, asyncio.current_task())
+    return Run(held.task, call, options, home, held.aio)
 
 
-async def _call_within(
-    managers: Sequence[AbstractAsyncContextManager[object]], held: HeldTask, pool: Pool, run: Run
-) -> Any:
-    # One in the other and not by AsyncExitStack: for one of them, which is most, that takes three times as long.
-    async with managers[0]:
-        if len(managers) > 1:
-            return await _call_within(managers[1:], held, pool, run)
+async def _call_within(manager: AbstractAsyncContextManager[object], held: HeldTask, pool: Pool, run: Run) -> Any:
+    async with manager:
         func: Any = run.call.func
         if is_async(func):
             return await func(*run.call.args, **run.call.kwargs)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
@@ -28,27 +28,27 @@ from sitq.worker.reports import TaskLog
 
 logger = SafeLogger("sitq.worker")
 
-type Arounds = Callable[[Run], Sequence[AbstractAsyncContextManager[object]]]
-"""Returns what is to be entered for a run, the outermost first; for most runs there is nothing."""
-
-_NOTHING: Sequence[AbstractAsyncContextManager[object]] = ()
+type AroundRun = Callable[[Run], AbstractAsyncContextManager[object] | None]
+"""Returns what is put around a run; for most runs that is nothing."""
 
 
-def arounds_of(extensions: Sequence[Extension]) -> Arounds:
-    """Returns what gives the context managers of a run, in the order of the extensions."""
+def around_of(extensions: Sequence[Extension]) -> AroundRun:
+    """Returns what gives the context manager of a run, which enters those of the extensions in their order."""
     arounds = [extension.around for extension in extensions if isinstance(extension, Around)]
 
-    def entered(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
-        return [manager for around in arounds if (manager := around(run)) is not None]
+    def around(run: Run) -> AbstractAsyncContextManager[object] | None:
+        managers = [manager for around in arounds if (manager := around(run)) is not None]
+        return _nested(managers) if len(managers) > 1 else managers[0] if managers else None
 
-    def entered_alone(run: Run) -> Sequence[AbstractAsyncContextManager[object]]:
-        manager = only(run)
-        return _NOTHING if manager is None else (manager,)
+    return arounds[0] if len(arounds) == 1 else around  # most workers have the standard one and no other
 
-    if len(arounds) != 1:
-        return entered
-    only = arounds[0]  # most workers have the standard one and no other
-    return entered_alone
+
+@contextlib.asynccontextmanager
+async def _nested(managers: Sequence[AbstractAsyncContextManager[object]]) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        for manager in managers:
+            await stack.enter_async_context(manager)
+        yield
 
 
 class Decisions:
@@ -191,12 +191,12 @@ class Hooks(NamedTuple):
     """What the extensions of a worker have to do with the runs of its tasks.
 
     Attributes:
-        arounds: Gives what is put around a run.
+        around: Gives what is put around a run.
         decisions: Decides what becomes of a task whose run did not succeed.
         events: Notifies of what happens.
     """
 
-    arounds: Arounds
+    around: AroundRun
     decisions: Decisions
     events: Events
 
@@ -204,4 +204,4 @@ class Hooks(NamedTuple):
 def hooks_of(extensions: Sequence[Extension], log: TaskLog, backend: Backend) -> Hooks:
     """Returns the hooks of ``extensions``; ``log`` is notified of each event first."""
     listeners = [extension for extension in extensions if isinstance(extension, Listener)]
-    return Hooks(arounds_of(extensions), Decisions(extensions, backend), Events(log, listeners))
+    return Hooks(around_of(extensions), Decisions(extensions, backend), Events(log, listeners))

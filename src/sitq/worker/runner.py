@@ -62,7 +62,7 @@ class Runner:
                 f"start() of {type(executor).__name__} must return an object with submit() and close(), "
                 f"not {type(self._pool).__name__}"
             )
-        self._surroundings = Surroundings(home, self._loader.submit, self._pool, hooks.arounds, max_bytes)
+        self._surroundings = Surroundings(home, self._loader.submit, self._pool, hooks.around, max_bytes)
         self._is_closed = False
         _forks.begin_anew_in_child(self._begin_in_child)
 

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import get_args
+from functools import partial
+from typing import Any, Final, Literal, get_args
 
 from sitq import _forks
 from sitq._checks import check_count, check_seconds
 from sitq.backends.endings import Ending
 from sitq.backends.many import Ended
-from sitq.backends.sqlite import many, queries
+from sitq.backends.sqlite import many, queries, unique_jobs, uniques
 from sitq.backends.sqlite.abilities import Ability
 from sitq.backends.sqlite.batch import Durability
 from sitq.backends.sqlite.cancelling import Cancellation
@@ -43,6 +44,7 @@ from sitq.models import NewTask, Outcome, Reservation, ReservedTask, Result, now
 
 DEFAULT_PATH = "sitq.db"
 DEFAULT_RETENTION = timedelta(days=7)
+AS_RETENTION: Final = "as retention"
 BUSY_TIMEOUT_SECONDS = 5.0
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 HEAD_START_SECONDS = 60.0
@@ -67,6 +69,9 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
             keeps it for ever. Workers prune in small batches. What is given is stored in the file,
             when it is opened, and holds for workers that are not given any; left out, it is what was
             stored last, or else a week.
+        retention_failed: The same for failed tasks, to keep them until somebody has looked at them.
+            Stored and left out as ``retention``; until one is given, failed tasks are kept as all others.
+            If it differs, the file gets one more index at the first reservation of a worker.
         busy_timeout: Seconds to wait for the write lock before a call gives up with
             :class:`~sitq.BackendUnavailableError`. Leases should be several times longer.
         max_payload_bytes: The largest payload or result, in bytes.
@@ -86,6 +91,7 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
         *,
         durability: Durability = "enqueue",
         retention: timedelta | float | None = DEFAULT_RETENTION,
+        retention_failed: timedelta | float | Literal["as retention"] | None = AS_RETENTION,
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = now_seconds,
@@ -93,9 +99,6 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
     ) -> None:
         if durability not in get_args(Durability.__value__):
             raise ValueError(f"durability must be 'enqueue', 'full' or 'normal', not {durability!r}")
-        retention_chosen = retention is not DEFAULT_RETENTION
-        if isinstance(retention, timedelta):
-            retention = retention.total_seconds()
         path = os.fspath(path)
         if not isinstance(path, str):
             raise TypeError(f"path must be a str or a path to one, not {type(path).__name__}")
@@ -103,9 +106,14 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
         # keeps the -wal file beside what they point to.
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._durability: Durability = durability
-        kept = None if retention is None else micros(check_seconds("retention", retention))
-        selection = Selection(None, check_head_start(head_start))
-        self._reserve_state = ReserveState(Pruning(kept, chosen=retention_chosen), selection)
+        failed_chosen = retention_failed != AS_RETENTION
+        pruning = Pruning(
+            _kept("retention", retention),
+            chosen=retention is not DEFAULT_RETENTION,
+            failed=_kept("retention_failed", retention_failed) if failed_chosen else None,
+            failed_chosen=failed_chosen,
+        )
+        self._reserve_state = ReserveState(pruning, Selection(None, check_head_start(head_start)))
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._max_payload_bytes = check_count("max_payload_bytes", max_payload_bytes, max_value=MAX_STORABLE_BYTES)
         self._clock = clock
@@ -132,6 +140,11 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
     def endings(self) -> frozenset[Ending]:
         """All that an outcome can say: see :class:`~sitq.backends.endings.Endings`."""
         return frozenset({"retry", "cancel", "then"})
+
+    @property
+    def has_uniques(self) -> bool:
+        """Whether one of several tasks with a key can be enough: see :class:`~sitq.backends.uniques.Uniques`."""
+        return True
 
     async def connect(self) -> None:
         """Opens the file, or counts one more user of it if it is open.
@@ -169,19 +182,29 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
         if connection is not None:
             await asyncio.shield(asyncio.ensure_future(connection.close()))
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> None:
-        """Stores all of ``tasks`` or none, in one transaction.
+    async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[str] | None:
+        """Stores all of ``tasks`` or none, in one transaction; returns the ids of those that stand.
+
+        ``None`` means that each stands for itself; see :class:`~sitq.backends.uniques.Uniques`.
 
         If all of their ids are taken, by the same payloads, the call was carried out before and its answer
         was lost: then there is nothing more to do.
 
         Raises:
-            ValueError: A payload is larger than ``max_payload_bytes``.
-            BackendError: The file did not take them, or one of them asks for what this backend does not have.
+            ValueError: A payload is larger than ``max_payload_bytes``, or the ``period`` of a unique task
+                is longer than finished tasks are kept.
+            DuplicateTaskError: Another task stands for a unique one that is to raise then.
+            BackendError: The file did not take them.
         """
-        job = EnqueueJob(tasks, self._check(tasks))
+        needed = self._check(tasks)
+        connection = self._connected()
         # Notified now, not after the commit: the reservation of a worker queues right behind the insert.
-        await self._connected().call(job, on_queued=lambda: self._watchers.notify((DUE,)))
+        on_queued = partial(self._watchers.notify, (DUE,))
+        if uniques.ABILITY in needed:
+            uniques.check_periods(tasks, self._reserve_state.pruning.kept)
+            return await unique_jobs.enqueue(connection, tasks, needed, on_queued)
+        await connection.call(EnqueueJob(tasks, needed), on_queued=on_queued)
+        return None
 
     def _check(self, tasks: Iterable[NewTask]) -> Collection[Ability]:
         """Returns what the file has to have for these tasks."""
@@ -194,13 +217,10 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
                     "elsewhere and pass a reference, or raise the limit"
                 )
             if task.extras is not None:
-                if task.extras.unique is not None:
-                    raise BackendError(
-                        f"{self._path}: this backend has no unique tasks yet, and {task.name} asks for "
-                        f"{task.extras}; nothing was stored"
-                    )
-                if lane_of(task.extras) is not None:
-                    needed = (LANES,)
+                if uniques.is_unique(task) and uniques.ABILITY not in needed:
+                    needed = (*needed, uniques.ABILITY)
+                if lane_of(task.extras) is not None and LANES not in needed:
+                    needed = (*needed, LANES)
         return needed
 
     async def reserve(self, limit: int, *, lease: float, alone: bool) -> Reservation:
@@ -282,3 +302,9 @@ class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
         if found.rows:
             with contextlib.suppress(BackendError):  # closed since: the lease will end
                 self._connected().post(ReleaseJob(to_reservation(found).tasks))
+
+
+def _kept(name: str, value: Any) -> int | None:
+    """Returns how long tasks are kept, in microseconds; ``None`` for ever."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return None if seconds is None else micros(check_seconds(name, seconds))

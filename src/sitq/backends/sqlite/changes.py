@@ -23,8 +23,14 @@ ran_on            where the run was, for people
 max_rows          how many tasks to reserve or to delete at most
 alone             whether the caller holds no other task
 finished_before   tasks that finished before this moment are deleted
+failed_before     the same for failed tasks, if there is another moment for them
 queue             the name of the task's queue, ``''`` for the default one; ``None`` in the default lane
 priority          the task's priority; ``None`` in the default lane
+unique_key        the key of which one task is enough; ``None`` for a task that has none
+while_            what keeps another one out: ``"waiting"`` or ``"unfinished"``
+period            for how long the latest one keeps another one out, in microseconds; or ``None``
+otherwise         what becomes of one that is kept out: ``"keep"``, ``"replace"`` or ``"raise"``
+again             whether the task that is held is tried again after the outcome
 done              how much of a task is done
 total             how much there is to do; ``None``: that is not known
 note              a text for people
@@ -37,6 +43,7 @@ batch, and no field.
 
 from typing import Literal, NamedTuple
 
+from sitq.backends.sqlite.ability_changes import AbilityChange
 from sitq.backends.sqlite.lanes import LaneChange
 
 
@@ -212,5 +219,6 @@ type Change = (
     | Cut
     | Unask
     | LaneChange
+    | AbilityChange
     | NoteProgress
 )

@@ -8,14 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
-from sitq.backends.sqlite import asking, failures, queries
+from sitq.backends.sqlite import asking, failures, queries, uniques
 from sitq.backends.sqlite.abilities import Ability, abilities
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
     KeepAndFail,
     KeepAndRetry,
-    Prune,
     Release,
     Renew,
     Reserve,
@@ -26,7 +25,7 @@ from sitq.backends.sqlite.changes import (
 )
 from sitq.backends.sqlite.choosing import Plan, Selection, make_plan
 from sitq.backends.sqlite.lanes import LANES, StoreInLane, lane_of
-from sitq.backends.sqlite.pruning import MAX_PRUNED_PER_RESERVATION, Pruning
+from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found
 from sitq.backends.sqlite.statements import Notes
 from sitq.models import NewTask, Outcome, ReservedTask, Status, new_claim, to_micros
@@ -126,7 +125,8 @@ class ReadJob[T](Job[T]):
         return self._query(sqlite, now)
 
 
-def _records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask | StoreInLane]:
+def records(tasks: Iterable[NewTask], now: int) -> Iterator[StoreTask | StoreInLane]:
+    """Gives tasks as they are stored at a time."""
     for task in tasks:
         due = min(now + micros(task.delay or 0), MAX_MOMENT) if task.eta is None else max(now, to_micros(task.eta))
         lane = None if task.extras is None else lane_of(task.extras)
@@ -149,7 +149,7 @@ class EnqueueJob(Job[None]):
 
     def changes(self, now: int) -> Iterator[StoreTask | StoreInLane]:
         """Gives one for each task."""
-        return _records(self._tasks, now)
+        return records(self._tasks, now)
 
     def was_carried_out(self, sqlite: sqlite3.Connection) -> bool:
         """Whether all of the tasks are stored: then the call is made again, because its answer was lost."""
@@ -198,6 +198,7 @@ class ReserveJob(Job[Found]):
         self._state = state
         self._give_back = give_back
         self._claim = new_claim()
+        self.abilities = state.pruning.abilities
         self._until = 0  # when the first of the leases ends, in microseconds
         self._plan: Plan | None = None
 
@@ -222,9 +223,8 @@ class ReserveJob(Job[Found]):
             yield Reserve(self._claim, self._until, self._limit, self._alone)
         else:
             yield from self._plan.changes(self._claim, self._until, self._limit)
-        pruning = self._state.pruning
-        if pruning.is_time:
-            yield Prune(pruning.finished_before(now), MAX_PRUNED_PER_RESERVATION, None)
+        if self._state.pruning.is_time:
+            yield self._state.pruning.change(now)
 
     def read(self, sqlite: sqlite3.Connection, now: int, notes: Notes) -> Found:
         """Returns what was given out."""
@@ -250,8 +250,7 @@ class ReserveJob(Job[Found]):
         self._give_back(result)
 
     def _may_prune(self, sqlite: sqlite3.Connection, now: int) -> bool:
-        pruning = self._state.pruning
-        return pruning.is_time and queries.is_prunable(sqlite, pruning.finished_before(now))
+        return self._state.pruning.may_prune(sqlite, now)
 
 
 class _HoldingJob(Job[list[ReservedTask]]):
@@ -300,6 +299,15 @@ class ReleaseJob(_HoldingJob):
         return [DUE, *(task.task_id for task in self._tasks)] if self._may_end else (DUE,)
 
 
+def _then_records(outcome: Outcome, now: int) -> Iterator[Change]:
+    task = outcome.task
+    for new, record in zip(outcome.then, records(outcome.then, now), strict=True):
+        if uniques.is_unique(new):
+            yield uniques.store_then(outcome, new, record.available_at)
+        else:
+            yield StoreThen(task.key, task.claim, *record)
+
+
 def _is_failed_attempt(outcome: Outcome) -> bool:
     """Whether a run has failed: neither did it end because it was to, nor does it only wait for something."""
     return not outcome.cancelled and (outcome.retry_in is None or outcome.counts)
@@ -327,8 +335,7 @@ class RecordJob(Job[list[ReservedTask]]):
         for outcome in self._outcomes:
             task, result, error, traceback, retry_in, counts, cancelled, then, ran_on = outcome
             if then:
-                for record in _records(then, now):
-                    yield StoreThen(task.key, task.claim, *record)
+                yield from _then_records(outcome, now)
             if retry_in is not None:
                 due = min(now + micros(retry_in), MAX_MOMENT)
                 if counts and failures.ABILITY in self.abilities:

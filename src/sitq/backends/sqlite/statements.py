@@ -17,6 +17,7 @@ not held     id           claim     the claim does not hold: nothing was changed
 buried       task_id      claim     the task was failed, because its attempts are spent
 unchanged    task_id      call      the task was not, or no longer, in a state to change
 pruned       how many     call      so many tasks were deleted
+stands       task_id      call      this task stands for the one that was to be stored
 taken        how many     claim     so many tasks were given out (see ``lane_operations``)
 ===========  ===========  ========  ==================================================
 
@@ -31,27 +32,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import asking, failures, operations, reports
-from sitq.backends.sqlite.changes import Change, StoreTask, StoreThen, Succeed
+from sitq.backends.sqlite import asking, failed_rows, failures, operations, reports, uniques
+from sitq.backends.sqlite.changes import Change, StoreTask, Succeed
 from sitq.backends.sqlite.lane_operations import LANE_OPERATIONS
-from sitq.backends.sqlite.lanes import StoreInLane
 
 type Row = tuple[Any, ...]
 type Notes = frozenset[tuple[str, Any, int]]
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Twenty columns in each at most: 16,200 variables. Stock SQLite allows 32,766 since 3.32."""
+Twenty-seven columns in each at most: 21,870 variables. Stock SQLite allows 32,766 since 3.32."""
 
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
-_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS | reports.OPERATIONS
+_OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS
+_OF_ABILITIES |= uniques.OPERATIONS | failed_rows.OPERATIONS | reports.OPERATIONS
 # Outcomes first: see _Layout.
 _SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
-_SQL |= operations.SELDOM | asking.OPERATIONS | LANE_OPERATIONS | reports.OPERATIONS
+_SQL |= operations.SELDOM | _OF_ABILITIES
 _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
-_WITH_PAYLOAD = (StoreTask, StoreThen, StoreInLane)
+_HAS_PAYLOAD: frozenset[type[Change]] = frozenset(kind for kind in _SQL if "payload" in kind._fields)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
 
@@ -200,7 +201,7 @@ def _length(change: Change) -> int:
     """Returns the number of bytes of what may be large."""
     if type(change) is Succeed:
         return len(change.result or b"")
-    return len(change.payload) if isinstance(change, _WITH_PAYLOAD) else 0
+    return len(change.payload) if type(change) in _HAS_PAYLOAD else 0  # type: ignore[union-attr]
 
 
 def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> bool:

@@ -19,6 +19,9 @@ pytest.register_assert_rewrite(
             "progressing",
             "reserving",
             "storing",
+            "unique",
+            "unique_calls",
+            "unique_lives",
             "watching",
         )
     )

@@ -9,7 +9,7 @@ import pytest
 
 from sitq import Backend, BackendError, NewTask
 from sitq.backends.base import MAX_ID_CHARACTERS
-from sitq.models import Extras, Outcome, new_task_id
+from sitq.models import Extras, Outcome, Unique, new_task_id
 from sitq.testing._contract.base import (
     Contract,
     connected,
@@ -48,7 +48,7 @@ BYTES = {
 }
 
 
-EXTRAS = {"queue": Extras(queue="another"), "priority": Extras(priority=1)}
+EXTRAS = {"queue": Extras(queue="another"), "priority": Extras(priority=1), "unique": Extras(unique=Unique("key"))}
 """For each field of ``Extras`` one that asks for something."""
 
 
