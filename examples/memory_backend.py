@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sitq import BackendError, NewTask, ReservedTask, Result
+from sitq.backends.progressing import Progress, Report
 from sitq.models import BURIED_ERROR_PREFIX, Extras, Outcome, Reservation, Status
 
 
@@ -34,6 +35,7 @@ class Row:
     result: bytes | None = None
     error: str | None = None
     traceback: str | None = None
+    progress: tuple[int, Progress] | None = None  # of the run with that claim
 
     @property
     def attempts_left(self) -> int:
@@ -254,6 +256,20 @@ class MemoryBackend:
                 started_at=None if row.started_at is None else moment(row.started_at),
                 finished_at=None if row.finished_at is None else moment(row.finished_at),
             )
+
+    async def report(self, reports: Sequence[Report]) -> None:
+        """Keeps how far tasks have come that are held."""
+        with self._change() as now:
+            for task, *told in reports:
+                if (row := self._held(task)) is not None and row.claim is not None:
+                    row.progress = row.claim, Progress(*told, at=moment(now))
+        self._notify(report.task.task_id for report in reports)
+
+    async def progress(self, task_id: str) -> Progress | None:
+        """Returns the last report of the task's latest run; ``None`` if there is none."""
+        with self._change():
+            row = self.store.rows.get(task_id)
+            return row.progress[1] if row is not None and row.progress and row.progress[0] == row.claim else None
 
     @contextlib.contextmanager
     def watch(self, on_change: Callable[[], object], *, task_id: str | None = None) -> Iterator[None]:

@@ -21,7 +21,7 @@ from sitq.backends.sqlite.abilities import abilities
 from sitq.backends.sqlite.changes import Change
 from sitq.backends.sqlite.lanes import LANES, Bury, Pause, Resume, StoreInLane
 from sitq.backends.sqlite.reading import Reader
-from sitq.models import Extras, Outcome, Unique
+from sitq.models import Extras, Outcome
 from tests.faults import Clock, connected, new_task, on_connection, outside, write_lock
 from tests.support import rows
 
@@ -473,14 +473,6 @@ async def test_pausing_and_resuming_survive_a_power_cut(path: Path) -> None:
             assert backend._connected()._file.open()._synchronous == "NORMAL"
             await call("a")
             assert backend._connected()._file.open()._synchronous == "FULL"
-
-
-async def test_a_unique_task_is_still_refused(path: Path) -> None:
-    """What this backend does not carry out is not lost in silence."""
-    async with connected(SQLiteBackend(path)) as backend:
-        with pytest.raises(BackendError, match="unique"):
-            await backend.enqueue([new_task(extras=Extras(queue="a", unique=Unique("key")))])
-        assert await backend.lanes() == []
 
 
 def test_lanes_are_one_ability() -> None:

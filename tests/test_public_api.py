@@ -22,9 +22,11 @@ PUBLIC = {
     "BackendUnavailableError",
     "BackendVersionError",
     "Backoff",
+    "Carry",
     "CloudpickleSerializer",
     "DuplicateTaskError",
     "GiveUp",
+    "Inject",
     "NewTask",
     "ReservedTask",
     "Result",
@@ -46,6 +48,7 @@ PUBLIC = {
     "current_task",
     "follow_up",
     "per_exception",
+    "progress",
     "task",
 }
 

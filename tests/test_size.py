@@ -29,6 +29,7 @@ BESIDE = ("serializers/refusals", "backends/sqlite/inspection", "backends/sqlite
 BESIDE += ("backends/sqlite/listing", "backends/sqlite/mending", "backends/sqlite/contents", "backends/sqlite/reading")
 BESIDE += ("backends/sqlite/abilities", "backends/sqlite/many")  # and what each ability adds
 BESIDE += ("backends/sqlite/asking", "backends/sqlite/cancelling", "backends/sqlite/failures")
+BESIDE += ("backends/sqlite/progressing", "backends/sqlite/reports")
 BESIDE += ("worker/standard",)  # what a task may pass that has failed
 BESIDE += tuple(f"backends/sqlite/{name}" for name in ("lanes", "lane_operations", "choosing", "pausing"))
 BESIDE += tuple(f"backends/sqlite/{name}" for name in ("uniques", "unique_jobs", "failed_rows", "ability_changes"))

@@ -19,9 +19,12 @@ from sitq.errors import (
     TaskTimeoutError,
     WorkerDiedError,
 )
+from sitq.extensions.carry import Carry
+from sitq.extensions.inject import Inject
 from sitq.extensions.retries import Backoff, per_exception
 from sitq.models import NewTask, ReservedTask, Result, TaskId, Unique
 from sitq.queue import TaskQueue
+from sitq.running import progress
 from sitq.serializers import CloudpickleSerializer, Serializer
 from sitq.sync import SyncTaskQueue
 from sitq.tasks import Task, task
@@ -35,9 +38,11 @@ __all__ = [
     "BackendUnavailableError",
     "BackendVersionError",
     "Backoff",
+    "Carry",
     "CloudpickleSerializer",
     "DuplicateTaskError",
     "GiveUp",
+    "Inject",
     "NewTask",
     "ReservedTask",
     "Result",
@@ -59,6 +64,7 @@ __all__ = [
     "current_task",
     "follow_up",
     "per_exception",
+    "progress",
     "task",
 ]
 

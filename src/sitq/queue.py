@@ -8,6 +8,7 @@ from typing import Any, Self, overload
 
 from sitq._checks import check_count, check_seconds
 from sitq._enqueuer import Enqueuer, Said, TaskMaker
+from sitq._following import Following
 from sitq._lanes import LaneOperations
 from sitq._operations import Operations
 from sitq._options import Context, Eta, OnFailure, UniqueKey
@@ -26,7 +27,7 @@ type AsyncCallable[T] = Callable[..., Awaitable[T]]
 type AnyCallable[T] = Callable[..., T]
 
 
-class TaskQueue(Results, LaneOperations, Operations):
+class TaskQueue(Results, Following, LaneOperations, Operations):
     """Stores tasks and gives their results, in async code.
 
     Usable with ``async with`` or without: the first call connects, and :meth:`close` closes.

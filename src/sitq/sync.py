@@ -6,6 +6,7 @@ from typing import Any, Self, overload
 
 from sitq._checks import refuse_running_loop
 from sitq._enqueuer import Enqueuer
+from sitq._following import SyncFollowing
 from sitq._lanes import SyncLaneOperations
 from sitq._operations import SyncOperations
 from sitq._options import Context, Eta, OnFailure, UniqueKey
@@ -61,7 +62,7 @@ class SyncEnqueuer:
         return self._portal.call(lambda: self._enqueuer.enqueue_many(calls))
 
 
-class SyncTaskQueue(SyncResults, SyncLaneOperations, SyncOperations):
+class SyncTaskQueue(SyncResults, SyncFollowing, SyncLaneOperations, SyncOperations):
     """A :class:`TaskQueue` for scripts and other code without an event loop.
 
     It owns one private event loop in one background thread, which the first call starts, and may

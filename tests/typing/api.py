@@ -1,8 +1,9 @@
 # pyright: strict
 """Typed uses of sitq, checked by mypy and pyright and never run: what a user's type checker infers."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
@@ -29,6 +30,7 @@ from sitq import (
 )
 from sitq.backends.inspect import TaskDetails, TaskInfo
 from sitq.backends.lanes import Lane, Lanes
+from sitq.backends.progressing import Progress
 from sitq.extensions.retries import Failed, RetryPolicy
 
 SOON = datetime.now(UTC)
@@ -409,3 +411,76 @@ async def lanes(queue: TaskQueue, sync: SyncTaskQueue) -> None:
     await queue.pause("mail")
     await backend.resume("mail")
     assert_type(await queue.list(queue="mail"), Sequence[TaskInfo])
+
+
+class Session:
+    """What a provider gives; it is a context manager, too."""
+
+    def __enter__(self) -> int:
+        """Gives something else."""
+        return 1
+
+    def __exit__(self, *_: object) -> None:
+        """Ends."""
+
+
+def get_plain() -> Session:
+    """Gives one."""
+    return Session()
+
+
+async def get_coroutine() -> Session:
+    """Gives one."""
+    return Session()
+
+
+def get_generator() -> Iterator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+async def get_async_generator() -> AsyncIterator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+@contextmanager
+def get_manager() -> Generator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+@asynccontextmanager
+async def get_async_manager() -> AsyncGenerator[Session]:
+    """Gives one."""
+    yield Session()
+
+
+def injected(
+    a: Session = sitq.Inject(get_plain),
+    b: Session = sitq.Inject(get_coroutine),
+    c: Session = sitq.Inject(get_generator),
+    d: Session = sitq.Inject(get_async_generator),
+    e: Session = sitq.Inject(get_manager),
+    f: Session = sitq.Inject(get_async_manager),
+) -> int:
+    """Has parameters that a worker fills in, of the type that the provider gives."""
+    assert_type(sitq.Inject(get_plain), Session)
+    assert_type(sitq.Inject(get_manager), Session)
+    return 1
+
+
+async def around(queue: TaskQueue, sync_queue: SyncTaskQueue) -> None:
+    """What is filled in need not be passed; progress can be read and followed."""
+    task_id = await queue.enqueue(injected)
+    assert_type(task_id, TaskId[int])
+    await queue.enqueue(injected, Session())
+    assert_type(await queue.progress(task_id), Progress | None)
+    async for found in queue.follow(task_id):
+        assert_type(found, Progress)
+    for found in sync_queue.follow(task_id):
+        assert_type(found.total, float | None)
+    sitq.progress(1, 2, "note")
+    variable: ContextVar[str] = ContextVar("variable")
+    TaskQueue(extensions=[sitq.Carry(tenant=variable)])
+    Worker(extensions=[sitq.Carry(tenant=variable)])

@@ -257,3 +257,20 @@ async def construct() -> None:
     NewTask("id", "payload")  # error
     await SyncTaskQueue().enqueue(add, 1)  # error
     print(sitq.version)  # error
+
+
+def get_number() -> int:
+    """Is no provider of texts."""
+    return 1
+
+
+def injected(text: str = sitq.Inject(get_number)) -> str:  # error
+    """Is given what is not of its type."""
+    return text
+
+
+def around(queue: SyncTaskQueue) -> None:
+    """What is reported and carried has its type."""
+    sitq.progress("1")  # error
+    sitq.Carry(tenant="acme")  # error
+    queue.progress(1)  # error

@@ -74,6 +74,7 @@ def unserializable(
         *((f"argument {key!r} of {name}", arg) for key, arg in kwargs.items()),
         *((f"context[{key!r}]", value) for key, value in context.items()),
         ("the context", context),
+        *((f"header {key!r} of {name}", value) for key, value in options.get("headers", {}).items()),
         *((f"option {key!r} of {name}", value) for key, value in options.items()),
     ]
     for what, part in parts:

@@ -6,6 +6,8 @@ from typing import Any
 from sitq._logs import SafeLogger
 from sitq.extensions.base import Extension, FailedRun
 from sitq.extensions.cancelling import Cancelling
+from sitq.extensions.inject import Injections
+from sitq.extensions.reporting import Reporting
 from sitq.extensions.retries import Retries
 from sitq.extensions.timeouts import Timeouts
 from sitq.models import Outcome
@@ -41,13 +43,13 @@ class OnFailure:
 def with_standard(given: Sequence[Extension]) -> tuple[Extension, ...]:
     """Returns extensions together with the standard ones; one that is given takes the place of the standard one.
 
-    Around a run, the limit of time is outermost. After a failure, it is asked first whether somebody
-    ended the run, and last what else is to be stored.
+    Around a run, the limit of time is outermost, and what fills in parameters innermost. After a failure, it is
+    asked first whether somebody ended the run, and last what else is to be stored.
     """
 
     def of(kind: type[Any]) -> Extension:
         found: Extension = next((each for each in given if isinstance(each, kind)), None) or kind()
         return found
 
-    first, last = (of(Cancelling), of(Timeouts)), (of(Retries), OnFailure())
+    first, last = (of(Cancelling), of(Timeouts), of(Reporting)), (of(Retries), OnFailure(), Injections())
     return (*first, *(each for each in given if each not in first and each not in last), *last)

@@ -35,6 +35,7 @@ from sitq.backends.sqlite.jobs import (
 )
 from sitq.backends.sqlite.lanes import LANES, lane_of
 from sitq.backends.sqlite.pausing import LaneOperations, check_head_start
+from sitq.backends.sqlite.progressing import ProgressReports
 from sitq.backends.sqlite.pruning import Pruning
 from sitq.backends.sqlite.queries import Found, to_reservation
 from sitq.backends.sqlite.wake import Seen, Watchers, touch
@@ -51,7 +52,7 @@ MAX_STORABLE_BYTES = 500_000_000
 """Payload and result of a task share a row, and a row has at most a billion bytes (SQLITE_MAX_LENGTH)."""
 
 
-class SQLiteBackend(Inspection, Cancellation, LaneOperations):
+class SQLiteBackend(Inspection, Cancellation, LaneOperations, ProgressReports):
     """Keeps tasks in one SQLite file, shared by any number of processes on one host.
 
     The file is created for its owner only, in WAL mode, and must be on a local file system.

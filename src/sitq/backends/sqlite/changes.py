@@ -31,6 +31,9 @@ while_            what keeps another one out: ``"waiting"`` or ``"unfinished"``
 period            for how long the latest one keeps another one out, in microseconds; or ``None``
 otherwise         what becomes of one that is kept out: ``"keep"``, ``"replace"`` or ``"raise"``
 again             whether the task that is held is tried again after the outcome
+done              how much of a task is done
+total             how much there is to do; ``None``: that is not known
+note              a text for people
 call              a token of the call, by which it finds its notes; ``None`` if it does not ask
 ================  ==================================================================================
 
@@ -188,6 +191,16 @@ class Unask(NamedTuple):
     task_id: str
 
 
+class NoteProgress(NamedTuple):
+    """Keeps what a run reports, in place of what it has reported before."""
+
+    id: int | str
+    claim: int | str
+    done: float
+    total: float | None
+    note: str
+
+
 type Change = (
     StoreTask
     | Reserve
@@ -207,4 +220,5 @@ type Change = (
     | Unask
     | LaneChange
     | AbilityChange
+    | NoteProgress
 )

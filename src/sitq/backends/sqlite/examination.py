@@ -1,5 +1,6 @@
 """What may be wrong with a queue file, and what to do about it."""
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -71,8 +72,9 @@ def examine(connection: sqlite3.Connection, path: str, now: int) -> list[Finding
         ("free pages", free_pages),
     ):
         findings.append(_examined(name, examination, connection))
-    if LANES.name in abilities(connection):
-        findings.append(_examined("queues", lambda connection: contents.queues(connection, now), connection))
+    with contextlib.suppress(sqlite3.DatabaseError):  # so badly damaged that even this cannot be read
+        if LANES.name in abilities(connection):
+            findings.append(_examined("queues", lambda connection: contents.queues(connection, now), connection))
     return findings
 
 

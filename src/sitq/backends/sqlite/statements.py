@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sitq.backends.sqlite import asking, failed_rows, failures, operations, uniques
+from sitq.backends.sqlite import asking, failed_rows, failures, operations, reports, uniques
 from sitq.backends.sqlite.changes import Change, StoreTask, Succeed
 from sitq.backends.sqlite.lane_operations import LANE_OPERATIONS
 
@@ -47,7 +47,7 @@ MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
 
 _OF_ABILITIES = failures.OPERATIONS | asking.OPERATIONS | LANE_OPERATIONS
-_OF_ABILITIES |= uniques.OPERATIONS | failed_rows.OPERATIONS
+_OF_ABILITIES |= uniques.OPERATIONS | failed_rows.OPERATIONS | reports.OPERATIONS
 # Outcomes first: see _Layout.
 _SQL: dict[type[Change], str] = {Succeed: operations.SUCCEED} | failures.OPERATIONS | operations.OFTEN
 _SQL |= operations.SELDOM | _OF_ABILITIES

@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
             "inspecting",
             "lanes",
             "mending",
+            "progressing",
             "reserving",
             "storing",
             "unique",

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from sitq import Backend, NewTask
+from sitq import Backend, NewTask, ReservedTask
 from sitq.models import FINISHED
 from sitq.testing._contract.base import Contract, connected, failures, look, new, successes, until
 
@@ -37,7 +37,7 @@ class Seen:
 
 
 @contextlib.contextmanager
-def watching(backend: Backend, task: NewTask | None) -> Iterator[Seen]:
+def watching(backend: Backend, task: NewTask | ReservedTask | None) -> Iterator[Seen]:
     """Watches for due tasks, or for the end of one."""
     seen = Seen()
     with backend.watch(seen, task_id=None if task is None else task.task_id):
