@@ -164,7 +164,7 @@ async def _(
             ),
         ]
     )
-    return
+    return (counts,)
 
 
 @app.cell
@@ -185,6 +185,7 @@ async def _(
     TaskQueue,
     Worker,
     asyncio,
+    counts,
     current_task,
     mo,
     queue_file,
@@ -202,7 +203,7 @@ async def _(
     _backend = SQLiteBackend(queue_file)
     async with TaskQueue(_backend) as _queue, Worker(_backend):
         _task_id = await _queue.enqueue(knock)
-        print((await _queue.get_result(_task_id)).unwrap())
+        print(f"task {sum(counts[-1]) + 1} {(await _queue.get_result(_task_id)).unwrap()}")
         _failed = (await _queue.get(_task_id)).failed_attempts
 
     print("after", " and ".join(attempt.error.partition(":")[0] for attempt in _failed))
@@ -222,7 +223,7 @@ def _(mo):
 
 
 @app.cell
-async def _(SQLiteBackend, TaskQueue, Worker, mo, queue_file):
+async def _(SQLiteBackend, TaskQueue, Worker, counts, look, mo, queue_file):
     _backend = SQLiteBackend(queue_file)
     async with TaskQueue(_backend) as _queue:
         for _name, _priority in (("report", -5), ("thumbnail", 0), ("password mail", 5)):
@@ -234,7 +235,10 @@ async def _(SQLiteBackend, TaskQueue, Worker, mo, queue_file):
 
     print("order:", ", ".join(_order))
     print("three calls with one key:", len(_same), "task")
-    mo.ui.table([{"task": name} for name in _order])
+    _sql = (
+        f"SELECT id, name, priority, unique_key, started_at FROM tasks WHERE id > {sum(counts[-1])} ORDER BY started_at"
+    )
+    mo.ui.table(look(_sql))
     return
 
 

@@ -21,7 +21,7 @@ def test_the_tour_runs_as_a_script() -> None:
     found = re.fullmatch(
         r"enqueued 60 tasks\n"
         r"in the end: \{'pending': 0, 'in_progress': 0, 'success': (\d+), 'failed': (\d+)\}\n"
-        r"opened at attempt 3\n"
+        r"task 61 opened at attempt 3\n"
         r"after ConnectionError and TaskTimeoutError\n"
         r"order: password mail, thumbnail, sync, report\n"
         r"three calls with one key: 1 task\n"
