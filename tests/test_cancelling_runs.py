@@ -201,7 +201,16 @@ async def test_a_coroutine_that_does_not_end_is_named_once(
 
 async def test_what_a_plain_function_returned_to_be_awaited_is_ended(queue: TaskQueue, backend: SQLiteBackend) -> None:
     """Not before it is awaited: until then its thread is under way."""
-    async with asked(queue, backend, return_an_awaitable) as task_id:
+    seen: list[Run] = []
+
+    class Seeing:
+        @contextlib.asynccontextmanager
+        async def around(self, run: Run) -> AsyncIterator[None]:
+            seen.append(run)
+            yield
+
+    async with asked(queue, backend, return_an_awaitable, extensions=[Seeing()]) as task_id:
+        await until(lambda: seen[0].asked)
         _gates["gate"].open()
         result = await result_of(queue, task_id)
     assert (result.status, result.error) == ("cancelled", ASKED)

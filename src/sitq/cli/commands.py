@@ -235,6 +235,9 @@ def show(path: Path, task_id: str, tracebacks: bool, as_json: bool) -> None:
         render.show(render.details(task, tracebacks=tracebacks))
 
 
+root.add_command(queues.queues)
+
+
 @root.command()
 @PATH
 @click.argument("task_ids", metavar="ID... | --failed", nargs=-1)
@@ -294,6 +297,10 @@ def cancel(path: Path, task_ids: tuple[str, ...], running: RunningTasks, as_json
     (waiting, ended), left = ask(path, question, changes=True)
     done = {"cancelled": waiting} if running == "leave" else {"cancelled": waiting, WORDS[running]: ended}
     report(done, left, as_json=as_json)
+
+
+root.add_command(queues.pause)
+root.add_command(queues.resume)
 
 
 @root.command()
@@ -358,10 +365,6 @@ def doctor(path: Path, as_json: bool) -> None:
     else:
         render.show(render.findings(findings))
     sys.exit(0 if healthy else 1)
-
-
-for command in (queues.queues, queues.pause, queues.resume):
-    root.add_command(command)
 
 
 async def find(backend: Inspectable, task_id: str) -> TaskDetails | None:

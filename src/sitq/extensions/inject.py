@@ -109,8 +109,8 @@ class Injections:
     def around(self, run: Run) -> AbstractAsyncContextManager[object] | None:
         """Returns what fills them in on the loop; for a plain function, its thread does the rest."""
         func: Any = run.call.func
-        if type(func) is FunctionType and not (func.__defaults__ or func.__kwdefaults__ or func.__dict__):
-            return None  # with attributes, it may be a wrapper
+        if type(func) is FunctionType and "__wrapped__" not in func.__dict__ and not _has_injected(func):
+            return None  # nearly always
         wanted = wanted_by(func)
         if not wanted:
             return None
@@ -157,8 +157,16 @@ def _plain(func: Any) -> Any:
 
 
 def _has_injected(func: FunctionType) -> bool:
-    defaults = (*(func.__defaults__ or ()), *(func.__kwdefaults__ or {}).values())
-    return any(type(default) is Injected for default in defaults)
+    # Loops, and no any(): this is done for every run.
+    if (defaults := func.__defaults__) is not None:
+        for default in defaults:
+            if type(default) is Injected:
+                return True
+    if (by_name := func.__kwdefaults__) is not None:
+        for default in by_name.values():
+            if type(default) is Injected:
+                return True
+    return False
 
 
 def _wanted(func: FunctionType) -> Mapping[str, Injected]:
