@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,6 +16,7 @@ import pytest
 
 from sitq import BackendError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker, current_task
 from sitq._enqueuer import Enqueuer
+from sitq.backends.progressing import Progress
 from sitq.models import to_micros
 from sitq.sync import SyncEnqueuer
 from tests.scripts import run_script
@@ -141,6 +142,8 @@ def test_the_signatures_agree(name: str) -> None:
         assert (ours.return_annotation, theirs.return_annotation) == (SyncEnqueuer, Enqueuer)
     elif name == "as_completed":
         assert (ours.return_annotation, theirs.return_annotation) == ("SyncCompleted[Any]", "Completed[Any]")
+    elif name == "follow":
+        assert (ours.return_annotation, theirs.return_annotation) == (Iterator[Progress], AsyncIterator[Progress])
     else:
         assert ours.return_annotation == theirs.return_annotation
 

@@ -17,6 +17,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 from sitq import SQLiteBackend, SyncTaskQueue, Worker
@@ -174,7 +175,10 @@ def visit(server: "subprocess.Popen[str]", address: str, path: Path, requests: i
     def ask() -> None:
         for _ in range(requests):
             # A request whose process is killed has no answer, and acknowledges nothing.
-            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=DEADLINE_SECONDS) as answer:
+            with (
+                contextlib.suppress(OSError, HTTPException),
+                urllib.request.urlopen(address, timeout=DEADLINE_SECONDS) as answer,
+            ):
                 answer.read()
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
