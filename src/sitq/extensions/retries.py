@@ -1,5 +1,6 @@
 """Trying a task again that raised: policies, and the extension that asks them."""
 
+import functools
 import inspect
 import logging
 import os
@@ -175,6 +176,9 @@ def policy_to_builtins(policy: RetryPolicy) -> Any:
     return policy
 
 
+_backoff = functools.lru_cache(maxsize=256)(Backoff)  # few policies come with thousands of tasks
+
+
 def policy_from_builtins(stored: Any) -> RetryPolicy:
     """Returns the policy that :func:`policy_to_builtins` was given.
 
@@ -185,7 +189,7 @@ def policy_from_builtins(stored: Any) -> RetryPolicy:
     if not isinstance(stored, dict):
         return check_policy(stored)  # type: ignore[no-any-return]
     if (fields := stored.get("backoff")) is not None:
-        return Backoff(**fields)
+        return _backoff(**fields)
     if (pairs := stored.get("per_exception")) is not None:
         otherwise = stored.get("otherwise")
         policies = tuple((kind, policy_from_builtins(each)) for kind, each in pairs)
