@@ -165,10 +165,16 @@ def check_policy(policy: Any) -> Any:
     return policy
 
 
+_CLASSES: Mapping[str, tuple[type[Exception], ...]] = {"on": (Exception,), "never": ()}
+
+
 def policy_to_builtins(policy: RetryPolicy) -> Any:
     """Returns a policy as builtins and the user's own objects, for a payload."""
     if type(policy) is Backoff:
-        return {"backoff": {name: getattr(policy, name) for name in Backoff.__slots__}}
+        fields = {name: getattr(policy, name) for name in Backoff.__slots__}
+        # A class is looked up by its name for each task, which takes as long as all the rest. The numbers are
+        # stored even if they are the defaults, which another version may change.
+        return {"backoff": {name: value for name, value in fields.items() if value != _CLASSES.get(name)}}
     if type(policy) is PerException:
         pairs = [(kind, policy_to_builtins(each)) for kind, each in policy.policies]
         otherwise = None if policy.otherwise is None else policy_to_builtins(policy.otherwise)
