@@ -159,7 +159,7 @@ def _run_of(held: HeldTask, call: Call, home: Home) -> Run:
     if (declared := as_task(call.func)) is not None:
         call = call._replace(func=declared.func)
         options = {**declared.declared, **declared.changed, **options}
-    return Run(held.task, call, options, home, held.aio)
+    return Run(held.task, call, options, home, held.aio, not_held=held.not_held)
 
 
 async def _call_within(manager: AbstractAsyncContextManager[object], held: HeldTask, pool: Pool, run: Run) -> Any:
@@ -246,7 +246,7 @@ def _success(run: Run, value: Any, serializer: Serializer, max_bytes: int | None
             "reference, or raise the limit"
         )
         return Outcome(task, error=too_large), Failure("result")
-    return (Outcome(task, result) if run.then is None else Outcome(task, result, then=tuple(run.then))), None
+    return (Outcome(task, result, then=tuple(run.then)) if run.then else Outcome(task, result)), None
 
 
 def failure(task: ReservedTask, error: BaseException, prefix: str = "", *, kind: FailureKind = "raised") -> Ended:
