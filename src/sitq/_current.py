@@ -97,11 +97,9 @@ def follow_up[**P](func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs)
         BackendError: The backend cannot store a task together with an outcome.
     """
     run = _running("follow_up")
-    if run.is_over:
-        raise RuntimeError("follow_up() was called after the run of its task was over: call it before the task returns")
     task = run.home.make_task(func, args, kwargs)
-    if run.then is None:
-        run.then = []
+    if run.is_over:  # asked last: while the call was made in a thread, the run may have ended
+        raise RuntimeError("follow_up() was called after the run of its task was over: call it before the task returns")
     run.then.append(task)
     return TaskId(task.task_id)
 

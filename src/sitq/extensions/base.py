@@ -75,7 +75,7 @@ class Run:
     options: Mapping[str, Any] = NO_OPTIONS
     home: Any = None
     aio: "asyncio.Task[None] | None" = None
-    then: list[NewTask] | None = None
+    then: list[NewTask] = field(default_factory=list)
     asked: str | None = None
     deadline: float | None = None
     threaded: Callable[..., Any] | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -107,7 +108,8 @@ class Reporter:
             return
         try:
             await self._backend.report([*latest.values()])
-        except BackendError as error:
-            logger.warning("writing down the progress of %d tasks failed: %s", len(latest), error)
+        except Exception as error:  # whatever it was: without the writer, what is reported would pile up for ever
+            level = logging.WARNING if isinstance(error, BackendError) else logging.ERROR
+            logger.log(level, "writing down the progress of %d tasks failed: %s", len(latest), error)
             with self._lock:
                 self._latest = latest | self._latest

@@ -110,8 +110,8 @@ class LastAttempts:
             self._has_warned = True
             logger.warning(
                 "a task on its last permitted attempt runs alone: the other slots of this worker stay empty "
-                "meanwhile. With max_attempts=1 that is so for each task. A task that raises is not tried again "
-                "in any case: permit more attempts, unless the death of a worker must not start the task twice"
+                "meanwhile. With max_attempts=1 that is so for each task. A task that raises is tried again by its "
+                "retry policy only: permit more attempts, unless the death of a worker must not start the task twice"
             )
 
 
@@ -297,6 +297,8 @@ class Admission:
         """Takes that tasks that have ended are not held any more."""
         self._held -= len(tasks)
         self.last_attempts.removed(tasks)
+        # What was stored together with the outcomes, or is due again by them, was not there to be found before.
+        self._is_wanted |= self._settings.until_empty
         self._want_if_empty()
 
     def let_go(self, task: ReservedTask) -> None:

@@ -74,12 +74,13 @@ class Decisions:
     def make(self, failure: FailedRun) -> None:
         """Lets the extensions change ``failure``; never raises."""
         for extension in self._extensions:
+            decided = failure.retry_in, failure.counts, failure.cancelled, failure.shown, failure.then.copy()
             try:
                 extension.after_failure(failure)
                 # At once: who is asked after this one has to know what becomes of the task.
                 self._check(failure)
             except BaseException as error:  # SystemExit as well: the outcome has to be recorded
-                failure.retry_in = None
+                failure.retry_in, failure.counts, failure.cancelled, failure.shown, failure.then = decided
                 message = "after_failure() of %s failed on task %s"
                 logger.log(logging.ERROR, message, type(extension).__name__, failure.task.task_id, exc_info=error)
 
