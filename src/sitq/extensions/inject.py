@@ -109,8 +109,11 @@ class Injections:
     def around(self, run: Run) -> AbstractAsyncContextManager[object] | None:
         """Returns what fills them in on the loop; for a plain function, its thread does the rest."""
         func: Any = run.call.func
-        if type(func) is FunctionType and "__wrapped__" not in func.__dict__ and not _has_injected(func):
-            return None  # nearly always
+        if type(func) is FunctionType and getattr(func, "__wrapped__", None) is None:  # nearly always
+            if func.__defaults__ is None and func.__kwdefaults__ is None:
+                return None
+            if not _has_injected(func):
+                return None
         wanted = wanted_by(func)
         if not wanted:
             return None

@@ -1,5 +1,6 @@
 """Trying a task again that raised: policies, and the extension that asks them."""
 
+import functools
 import inspect
 import logging
 import os
@@ -164,15 +165,24 @@ def check_policy(policy: Any) -> Any:
     return policy
 
 
+_CLASSES: Mapping[str, tuple[type[Exception], ...]] = {"on": (Exception,), "never": ()}
+
+
 def policy_to_builtins(policy: RetryPolicy) -> Any:
     """Returns a policy as builtins and the user's own objects, for a payload."""
     if type(policy) is Backoff:
-        return {"backoff": {name: getattr(policy, name) for name in Backoff.__slots__}}
+        fields = {name: getattr(policy, name) for name in Backoff.__slots__}
+        # A class is looked up by its name for each task, which takes as long as all the rest. The numbers are
+        # stored even if they are the defaults, which another version may change.
+        return {"backoff": {name: value for name, value in fields.items() if value != _CLASSES.get(name)}}
     if type(policy) is PerException:
         pairs = [(kind, policy_to_builtins(each)) for kind, each in policy.policies]
         otherwise = None if policy.otherwise is None else policy_to_builtins(policy.otherwise)
         return {"per_exception": pairs, "otherwise": otherwise}
     return policy
+
+
+_backoff = functools.lru_cache(maxsize=256)(Backoff)  # few policies come with thousands of tasks
 
 
 def policy_from_builtins(stored: Any) -> RetryPolicy:
@@ -185,7 +195,7 @@ def policy_from_builtins(stored: Any) -> RetryPolicy:
     if not isinstance(stored, dict):
         return check_policy(stored)  # type: ignore[no-any-return]
     if (fields := stored.get("backoff")) is not None:
-        return Backoff(**fields)
+        return _backoff(**fields)
     if (pairs := stored.get("per_exception")) is not None:
         otherwise = stored.get("otherwise")
         policies = tuple((kind, policy_from_builtins(each)) for kind, each in pairs)

@@ -37,8 +37,16 @@ def around_of(extensions: Sequence[Extension]) -> AroundRun:
     arounds = [extension.around for extension in extensions if isinstance(extension, Around)]
 
     def around(run: Run) -> AbstractAsyncContextManager[object] | None:
-        managers = [manager for around in arounds if (manager := around(run)) is not None]
-        return _nested(managers) if len(managers) > 1 else managers[0] if managers else None
+        found: AbstractAsyncContextManager[object] | None = None
+        more: list[AbstractAsyncContextManager[object]] = []
+        for each in arounds:  # no comprehension: this is done for every run, and finds nothing for nearly all
+            manager = each(run)
+            if manager is not None:
+                if found is None:
+                    found = manager
+                else:
+                    more.append(manager)
+        return _nested([found, *more]) if found is not None and more else found
 
     return arounds[0] if len(arounds) == 1 else around  # most workers have the standard one and no other
 

@@ -8,6 +8,7 @@ What is read here is read before the write lock is taken. So a reservation is as
 the oldest that a lane has then are taken, and what one lane does not have any more the others give.
 """
 
+import functools
 import json
 import math
 import sqlite3
@@ -56,7 +57,7 @@ _LANES = f"""
 """
 _IN_LANES = (LANE_DUE_ROWS, LANE_LAST_ROWS)
 ALL_LANES = {rows: _LANES.format(queues=_ALL_QUEUES.format(rows=rows), rows=rows) for rows in _IN_LANES}
-SOME_LANES = {rows: _LANES.format(queues="SELECT value FROM json_each(?)", rows=rows) for rows in _IN_LANES}
+SOME_LANES = {rows: _LANES.format(queues="SELECT value FROM json_each(?1)", rows=rows) for rows in _IN_LANES}
 _HEAD = f"SELECT available_at FROM {{rows}} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1"
 HEAD = {rows: _HEAD.format(rows=rows) for rows in (DUE_ROWS, LAST_ROWS, SPENT_ROWS)}
 IS_PAUSED = "SELECT 1 FROM paused WHERE queue = ''"
@@ -144,30 +145,45 @@ class Heads(NamedTuple):
 def find_heads(connection: sqlite3.Connection, selection: Selection, *, last_only: bool = False) -> Heads:
     """Returns the lanes from which a reservation may take now; of those with ordinary tasks none, if so asked."""
     has_lanes = LANES.name in abilities(connection)
-    has_default = selection.has_default and not (has_lanes and fetch_all(connection, IS_PAUSED))
+    parameters = () if selection.queues is None or not has_lanes else (selection.json,)
+    due: list[Row] = []
+    last: list[Row] = []
+    has_default, spent = selection.has_default, math.inf
+    for kind, *lane in fetch_all(connection, _heads(selection.queues is None, has_lanes, last_only), parameters):
+        if kind == "paused":
+            has_default = False
+        elif kind == "spent":
+            spent = lane[2] if isinstance(lane[2], (int, float)) else math.inf
+        else:
+            (due if kind == "due" else last).append(tuple(lane))
+    by_rank = attrgetter("rank")
+    return Heads(
+        sorted(_ranked(selection, due, has_default), key=by_rank),
+        sorted(_ranked(selection, last, has_default), key=by_rank),
+        spent,
+        has_default,
+    )
 
-    def heads(of_default: str, of_lanes: str) -> list[Head]:
-        rows: list[Row] = []
-        if has_default:
-            rows += [(None, 0, at) for (at,) in fetch_all(connection, HEAD[of_default])]
+
+@functools.cache
+def _heads(all_queues: bool, has_lanes: bool, last_only: bool) -> str:
+    """Returns the query for all heads: one, because each statement has to get the interpreter lock back."""
+    parts = [f"SELECT 'spent', NULL, 0, ({HEAD[SPENT_ROWS]})"]
+    for kind, of_default, of_lanes in (("due", DUE_ROWS, LANE_DUE_ROWS), ("last", LAST_ROWS, LANE_LAST_ROWS)):
+        if kind == "due" and last_only:
+            continue
+        parts.append(f"SELECT '{kind}', NULL, 0, ({HEAD[of_default]})")
         if has_lanes:
-            rows += _lanes(connection, of_lanes, selection)
-        return sorted(_ranked(selection, rows), key=attrgetter("rank"))
-
-    due = [] if last_only else heads(DUE_ROWS, LANE_DUE_ROWS)
-    last = heads(LAST_ROWS, LANE_LAST_ROWS)
-    spent = [at for (at,) in fetch_all(connection, HEAD[SPENT_ROWS]) if isinstance(at, (int, float))]
-    return Heads(due, last, spent[0] if spent else math.inf, has_default)
+            parts.append(f"SELECT '{kind}', * FROM ({(ALL_LANES if all_queues else SOME_LANES)[of_lanes]})")
+    if has_lanes:
+        parts.append(f"SELECT 'paused', NULL, 0, 0 WHERE EXISTS ({IS_PAUSED})")
+    return " UNION ALL ".join(parts)
 
 
-def _lanes(connection: sqlite3.Connection, rows: str, selection: Selection) -> list[Row]:
-    if selection.queues is None:
-        return fetch_all(connection, ALL_LANES[rows])
-    return fetch_all(connection, SOME_LANES[rows], (selection.json,))
-
-
-def _ranked(selection: Selection, lanes: Iterable[Row]) -> Iterator[Head]:
+def _ranked(selection: Selection, lanes: Iterable[Row], has_default: bool) -> Iterator[Head]:
     for queue, priority, at in lanes:
+        if queue is None and not has_default:
+            continue
         # What is no number was not written by sitq, and is never due: SQLite sorts it behind every number.
         if isinstance(at, (int, float)) and isinstance(priority, int):
             yield Head(at - priority * selection.head_start, at, queue, priority)
@@ -183,6 +199,8 @@ class Plan(NamedTuple):
             from it and those before it together.
         others: The lanes to take from if those have less than they had.
         order: The lanes of the tasks in the order in which they come; ``None`` if there is one lane only.
+        selection: What is served.
+        has_last: Whether there are last attempts, due or not.
     """
 
     buries: bool
@@ -191,6 +209,7 @@ class Plan(NamedTuple):
     others: Sequence[Head]
     order: Sequence[Head] | None
     selection: Selection
+    has_last: bool
 
     @property
     def changes_anything(self) -> bool:
@@ -216,17 +235,23 @@ class Plan(NamedTuple):
         """Reads what was given out, and what a caller should know of the rest."""
         is_taken = any(kind == "taken" and token == claim for kind, _, token in notes)
         rows = self._rows(connection, limit, claim, until) if is_taken else []
-        # Who gets all that was asked for comes again anyhow, and needs to know of last attempts only.
+        if len(rows) == limit and not self.has_last:  # who gets all that was asked for comes again anyhow
+            return Found(now, rows, Reservation(buried=self._buried(claim, notes)))
+        # And needs to know of last attempts only.
         heads = find_heads(connection, self.selection, last_only=len(rows) == limit)
         if heads.last_attempt(now) and len(rows) == limit:
             heads = find_heads(connection, self.selection)
         ahead = heads.next_after(now)
         reservation = Reservation(
-            buried=[task_id for kind, task_id, token in notes if kind == "buried" and token == claim],
+            buried=self._buried(claim, notes),
             next_due_in=None if ahead == math.inf else (ahead - now) / 1_000_000,
             last_attempt_waiting=heads.last_attempt(now) is not None,
         )
         return Found(now, rows, reservation)
+
+    @staticmethod
+    def _buried(claim: int, notes: Notes) -> list[str]:
+        return [task_id for kind, task_id, token in notes if kind == "buried" and token == claim]
 
     def _rows(self, connection: sqlite3.Connection, limit: int, claim: int, until: int) -> list[Row]:
         if self.last is not None and (rows := fetch_all(connection, TAKEN_AS_LAST, (until, until, claim))):
@@ -256,7 +281,7 @@ def make_plan(connection: sqlite3.Connection, now: int, limit: int, alone: bool,
     others = list(due) if order is not None and takes[-1][1] >= limit else []
     if heads.has_default and all(head.queue is not None for head in due):
         others.append(Head(0, 0, None, 0))  # what this batch stores
-    return Plan(heads.spent <= now, last, takes, others, order, selection)
+    return Plan(heads.spent <= now, last, takes, others, order, selection, bool(heads.last))
 
 
 def _divide(

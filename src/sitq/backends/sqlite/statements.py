@@ -1,12 +1,12 @@
 """The SQL of every change of state, and how changes are carried out.
 
-A change is a row that is inserted into the temporary view ``change``; the view's triggers carry it
+A change is a row that is inserted into a temporary view, ``change`` or ``often_change``; its triggers carry it
 out. So all changes of a batch are one ``INSERT``: one statement, which is one transaction and
 one step of SQLite's, during which the interpreter lock is free and the event loop can run tasks.
 A statement for each change, between BEGIN and COMMIT, took a third longer, and each of them had to
 get the interpreter lock back from the loop.
 
-The columns of the view are the fields of the records (see ``changes``), and two more: ``operation``,
+The columns of the views are the fields of the records (see ``changes``), and two more: ``operation``,
 which is the name of the record's class, and ``now``. There is a statement for each operation in ``operations``.
 What those who asked for a change have to know of it stands in the temporary table ``note``:
 
@@ -21,7 +21,7 @@ stands       task_id      call      this task stands for the one that was to be 
 taken        how many     claim     so many tasks were given out (see ``lane_operations``)
 ===========  ===========  ========  ==================================================
 
-View, triggers and table belong to the connection, not to the file.
+Views, triggers and table belong to the connection, not to the file.
 """
 
 import functools
@@ -55,6 +55,11 @@ _SELDOM: frozenset[type[Change]] = frozenset(operations.SELDOM | _OF_ABILITIES)
 _HAS_PAYLOAD: frozenset[type[Change]] = frozenset(kind for kind in _SQL if "payload" in kind._fields)
 
 _COLUMNS = ("now", "operation", *dict.fromkeys(field for kind in _SQL for field in kind._fields))
+_OFTEN_COLUMNS = [name for name in _COLUMNS if any(name in kind._fields for kind in operations.OFTEN)]
+
+_VIEWS = {"often_change": ("now", "operation", *_OFTEN_COLUMNS), "change": _COLUMNS}
+"""Each row of a view costs something for each of its columns, also for those that nothing is written to: so there
+is one for the changes that every task needs, and one for all of them."""
 
 
 class _Layout:
@@ -69,7 +74,7 @@ class _Layout:
         in_order = [kind for kind in _SQL if kind in kinds]
         columns = [*dict.fromkeys(field for kind in in_order for field in kind._fields), "operation"]
         self._row = f"(?1, {', '.join('?' * len(columns))})"  # the first parameter is the time, once for all rows
-        self._start = f"INSERT INTO change (now, {', '.join(columns)}) VALUES"
+        self._start = f"INSERT INTO {_view_for(kinds)} (now, {', '.join(columns)}) VALUES"
         self._statements: dict[int, str] = {}  # by the number of rows
         self._no_change = (None,) * len(columns)
         self._rows = {kind: self._row_of(kind, columns) for kind in kinds}
@@ -133,17 +138,20 @@ def install(connection: sqlite3.Connection) -> None:
     """Makes the view and its triggers, in memory, for this connection."""
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("CREATE TEMP TABLE note (kind, subject, token)")
-    nulls = ", ".join(f"NULL AS {column}" for column in _COLUMNS)
-    connection.execute(f"CREATE TEMP VIEW change AS SELECT {nulls}")
-    for kind in _SQL:
-        if kind not in _SELDOM:
-            _install_trigger(connection, kind)
+    for view, columns in _VIEWS.items():
+        connection.execute(f"CREATE TEMP VIEW {view} AS SELECT {', '.join(f'NULL AS {name}' for name in columns)}")
+    for kind in operations.OFTEN:
+        _install_trigger(connection, kind, "often_change")
 
 
-def _install_trigger(connection: sqlite3.Connection, kind: type[Change]) -> None:
-    """Makes the trigger of an operation for this connection, unless it is there."""
+def _view_for(kinds: frozenset[type[Change]]) -> str:
+    return "change" if kinds & _SELDOM else "often_change"
+
+
+def _install_trigger(connection: sqlite3.Connection, kind: type[Change], view: str) -> None:
+    """Makes the trigger of an operation on a view for this connection, unless it is there."""
     connection.execute(
-        f"CREATE TEMP TRIGGER IF NOT EXISTS change_{kind.__name__} INSTEAD OF INSERT ON change "
+        f"CREATE TEMP TRIGGER IF NOT EXISTS {view}_{kind.__name__} INSTEAD OF INSERT ON {view} "
         f"WHEN NEW.operation = '{kind.__name__}' BEGIN {_SQL[kind]} END"
     )
 
@@ -213,7 +221,8 @@ def _insert(connection: sqlite3.Connection, now: int, changes: list[Change]) -> 
         values = [now, *itertools.chain.from_iterable(changes), *no_task, len(changes)]
         connection.execute(_STORE_TASKS[count], values)
         return True
-    for kind in kinds & _SELDOM:
-        _install_trigger(connection, kind)
+    if kinds & _SELDOM:
+        for kind in kinds:
+            _install_trigger(connection, kind, "change")
     _layout(kinds).execute(connection, now, changes)
     return False
