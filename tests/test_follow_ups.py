@@ -326,8 +326,9 @@ async def test_a_success_has_nothing_follow_on_failure(queue: TaskQueue, backend
     assert len(rows(path)) == 1
 
 
+@task
 def takes_nothing() -> None:
-    """Cannot be called with what it would be told."""
+    """Cannot be called with what it would be told; a declared function is looked at when it is stored."""
 
 
 async def test_what_cannot_follow_on_a_failure_does_not_keep_the_failure(

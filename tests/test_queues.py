@@ -194,7 +194,7 @@ async def test_names_of_queues_are_texts(backend: SQLiteBackend) -> None:
         (["default", ""], ValueError, "twice"),
         ([1], TypeError, "a str"),
         ([None], TypeError, "a str"),
-        (1, TypeError, "iterable"),
+        (1, TypeError, "queues must be a list of names, not int"),
     ],
 )
 def test_queues_of_a_worker_are_a_list_of_different_names(

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable
+from datetime import timedelta
 
 MAX_SECONDS = 100 * 365.25 * 24 * 3600.0
 """A hundred years: what is longer overflows some clock, and is meant to last for ever."""
@@ -26,7 +27,8 @@ def check_seconds(name: str, value: float) -> float:
         ValueError: ``value`` is negative, not finite, or longer than a hundred years.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+        fix = ": write its total_seconds()" if isinstance(value, timedelta) else ""
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}{fix}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of seconds, at least 0; got {value!r}")
     if value > MAX_SECONDS:
@@ -55,9 +57,9 @@ def check_positive_seconds(name: str, value: float) -> float:
         TypeError: ``value`` is not a number.
         ValueError: ``value`` is not finite, or not more than 0.
     """
-    if check_seconds(name, value) == 0:
-        raise ValueError(f"{name} must be more than 0 seconds")
-    return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+        raise ValueError(f"{name} must be more than 0 seconds; got {value!r}")
+    return check_seconds(name, value)
 
 
 def check_queue(name: str) -> str:
@@ -95,6 +97,8 @@ def check_queues(names: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(names, str):
         raise TypeError(f"queues must be a list of names: write queues=[{names!r}]")
+    if not isinstance(names, Iterable):
+        raise TypeError(f"queues must be a list of names, not {type(names).__name__}")
     checked = tuple(map(check_known_queue, names))
     if not checked:
         raise ValueError("queues must name at least one queue: leave it out to serve all of them")

@@ -304,8 +304,10 @@ def check_ids(task_ids: Ids) -> Sequence[str]:
     """Returns ids of tasks, each one once.
 
     Raises:
-        TypeError: One of them is not a ``str``.
+        TypeError: It is neither an id nor several, or one of them is not a ``str``.
     """
+    if not isinstance(task_ids, Iterable):
+        raise TypeError(f"task_ids must be an id or several, not {type(task_ids).__name__}")
     ids = [task_ids] if isinstance(task_ids, str) else [*dict.fromkeys(task_ids)]
     for task_id in ids:
         if not isinstance(task_id, str):

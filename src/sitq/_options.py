@@ -9,6 +9,7 @@ from sitq._checks import check_count, check_positive_seconds, check_priority, ch
 from sitq.extensions.retries import RetryPolicy, check_policy, policy_from_builtins, policy_to_builtins
 from sitq.models import Extras, Unique
 from sitq.serializers.calls import NO_OPTIONS, check_context, split_import_path
+from sitq.serializers.signatures import check_call
 
 type Eta = datetime | timedelta | None
 type Context = Mapping[str, Any] | None
@@ -222,9 +223,13 @@ def unique_of(function: Callable[..., str | Unique], args: Sequence[Any], kwargs
     """Returns the unique key that a function of a call's arguments gives.
 
     Raises:
-        TypeError: It gives something else.
+        TypeError: It gives something else, or does not take these arguments.
         ValueError: The key is empty or too long.
     """
+    try:
+        check_call(function, tuple(args), kwargs)
+    except TypeError as error:
+        raise TypeError(f"the function of unique= is called with the arguments of the task: {error}") from None
     found = function(*args, **kwargs)
     if isinstance(found, Unique):
         return found
@@ -238,6 +243,13 @@ def _on_failure(target: Any) -> OnFailure:
         split_import_path(target)
     elif not callable(target):
         raise TypeError(f"on_failure must be a function or an import path, not {type(target).__name__}")
+    else:
+        try:
+            check_call(target, ("", "", ""), {})
+        except TypeError as error:
+            raise TypeError(
+                f"on_failure is called with the id, the name and the error text of the failed task: {error}"
+            ) from None
     checked: OnFailure = target
     return checked
 

@@ -136,9 +136,7 @@ def listing(tasks: Sequence[TaskInfo]) -> RenderableType:
         return Text("no tasks")
     out, now = console(), datetime.now(UTC)
     rows: list[tuple[str, ...]] = [("TASK", "STATUS", "ATTEMPT", "AGE")]
-    rows += [
-        (line(task.task_id), _status(task), f"{task.attempt}/{task.max_attempts}", age(task, now)) for task in tasks
-    ]
+    rows += [(line(task.task_id), _status(task), _attempt(task, "/"), age(task, now)) for task in tasks]
     if any(task.queue or task.priority for task in tasks):
         queues = ["QUEUE", *(_queue(task) for task in tasks)]
         rows = [(*row, queue) for row, queue in zip(rows, queues, strict=True)]
@@ -230,7 +228,7 @@ def details(task: TaskDetails, *, tracebacks: bool) -> RenderableType:
     table.add_row("status", Text(task.status, STYLES[task.status]))
     if task.queue or task.priority:
         table.add_row("queue", Text(f"{line(task.queue or DEFAULT_QUEUE)}, priority {task.priority}"))
-    table.add_row("attempt", f"{task.attempt} of {task.max_attempts}")
+    table.add_row("attempt", _attempt(task, " of "))
     now = datetime.now(UTC)
     for name, moment in _moments(task):
         table.add_row(name, _moment(moment, now))
@@ -246,6 +244,11 @@ def details(task: TaskDetails, *, tracebacks: bool) -> RenderableType:
     if task.failed_attempts:
         parts += [Text(), _failed_attempts(task.failed_attempts, now, tracebacks=tracebacks)]
     return Group(*parts)
+
+
+def _attempt(task: TaskInfo, of: str) -> str:
+    """The number of the latest run; how many there may be, unless runs that do not count make it a riddle."""
+    return f"{task.attempt}" if task.attempt > task.max_attempts else f"{task.attempt}{of}{task.max_attempts}"
 
 
 def _failed_attempts(failed: Iterable[FailedAttempt], now: datetime, *, tracebacks: bool) -> RenderableType:

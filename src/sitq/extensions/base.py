@@ -6,7 +6,7 @@ An extension is any object that has at least one of the methods ``on_enqueue``, 
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -238,8 +238,11 @@ def check_extensions(extensions: Sequence[Extension]) -> tuple[Extension, ...]:
     """Returns the extensions.
 
     Raises:
-        TypeError: One of them has none of the methods of an extension, or one that is ``async`` in the wrong way.
+        TypeError: It is not a list of them; or one has none of the methods of an extension, or one that is
+            ``async`` in the wrong way.
     """
+    if not isinstance(extensions, Iterable):
+        raise TypeError(f"extensions must be a list: write extensions=[...], not one {type(extensions).__name__}")
     for extension in extensions:
         if isinstance(extension, type) or not isinstance(extension, _KINDS):
             what = f"the class {extension.__name__}" if isinstance(extension, type) else type(extension).__name__
