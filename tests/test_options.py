@@ -101,6 +101,7 @@ async def test_the_context_is_copied_when_it_is_given(task_queue: ManualQueue) -
         ({"priority": True}, TypeError, "priority must be an int, not bool"),
         ({"queue": ""}, ValueError, "queue must not be empty"),
         ({"queue": 5}, TypeError, "queue must be the name of a queue"),
+        ({"queue": " mail"}, ValueError, "with no space at its ends"),
         ({"timeout": -1}, ValueError, "timeout must be more than 0 seconds; got -1"),
         ({"timeout": timedelta(seconds=3)}, TypeError, r"not timedelta: write its total_seconds\(\)"),
         ({"timeout": 0}, ValueError, "timeout must be more than 0 seconds"),

@@ -67,14 +67,18 @@ def check_queue(name: str) -> str:
 
     Raises:
         TypeError: It is not a ``str``.
-        ValueError: It is empty, longer than 100 characters, or holds what cannot be printed.
+        ValueError: It is empty, longer than 100 characters, holds what cannot be printed, or begins or ends with
+            a space.
     """
     if not isinstance(name, str):
         raise TypeError(f"queue must be the name of a queue, a str, not {type(name).__name__}")
     if not name:
         raise ValueError("queue must not be empty: leave it out for the default queue, or name that 'default'")
-    if len(name) > MAX_QUEUE_CHARACTERS or not name.isprintable():
-        raise ValueError(f"queue must be up to {MAX_QUEUE_CHARACTERS} printable characters; got {name!r:.200}")
+    if len(name) > MAX_QUEUE_CHARACTERS or not name.isprintable() or name != name.strip():
+        raise ValueError(
+            f"queue must be up to {MAX_QUEUE_CHARACTERS} printable characters, with no space at its ends; "
+            f"got {name!r:.200}"
+        )
     return "" if name == DEFAULT_QUEUE else name
 
 

@@ -1,8 +1,8 @@
 """What a running task may know and use: itself, and its queue."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from sitq._portal import Portal
 from sitq.extensions.base import Run
@@ -77,7 +77,11 @@ def _running(caller: str = "current_task") -> Run:
     return found
 
 
-def follow_up[**P](func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[Any]:
+@overload
+def follow_up[**P, T](func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+@overload
+def follow_up[**P, T](func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[T]: ...
+def follow_up(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskId[Any]:
     """Has a task stored together with the success of the running one, and returns its id.
 
     It is stored if the run returns a value, in the same transaction that records that, and not otherwise: a run that

@@ -217,9 +217,9 @@ async def options_of_a_queue(queue: TaskQueue, sync: SyncTaskQueue, policy: Retr
 
 def follow() -> None:
     """What follows is checked as what is enqueued is."""
-    assert_type(follow_up(add, 1, b=2), TaskId[Any])
-    assert_type(follow_up(send.options(priority=5), "a", subject="b"), TaskId[Any])
-    assert_type(follow_up(Mailer().send, "a"), TaskId[Any])
+    assert_type(follow_up(add, 1, b=2), TaskId[int])
+    assert_type(follow_up(send.options(priority=5), "a", subject="b"), TaskId[int])
+    assert_type(follow_up(Mailer().send, "a"), TaskId[bytes])
 
 
 async def produce(queue: TaskQueue) -> None:

@@ -118,7 +118,7 @@ class Backoff:
 class PerException:
     """What :func:`per_exception` returns."""
 
-    policies: tuple[tuple[type[Exception], RetryPolicy], ...]
+    policies: tuple[tuple[type[Exception], RetryPolicy | None], ...]
     otherwise: RetryPolicy | None
 
     def __call__(self, failed: Failed) -> float | timedelta | None:
@@ -131,11 +131,14 @@ class PerException:
         return next((policy for kind, policy in self.policies if isinstance(error, kind)), self.otherwise)
 
 
-def per_exception(policies: Mapping[type[Exception], RetryPolicy], otherwise: RetryPolicy | None = None) -> RetryPolicy:
+def per_exception(
+    policies: Mapping[type[Exception], RetryPolicy | None], otherwise: RetryPolicy | None = None
+) -> RetryPolicy:
     """Returns a policy that asks another one for each kind of exception.
 
     Args:
-        policies: The policies by exception; the first one that fits is asked, so put subclasses first.
+        policies: The policies by exception; the first one that fits is asked, so put subclasses first. ``None``
+            gives up.
         otherwise: For what none of them fits; ``None`` gives up.
 
     Raises:
@@ -146,9 +149,9 @@ def per_exception(policies: Mapping[type[Exception], RetryPolicy], otherwise: Re
     for kind, policy in policies.items():
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise TypeError(f"per_exception() takes subclasses of Exception, not {kind!r}")
-        check_policy(policy)
-    if otherwise is not None:
-        check_policy(otherwise)
+    for policy in (*policies.values(), otherwise):
+        if policy is not None:
+            check_policy(policy)
     return PerException(tuple(policies.items()), otherwise)
 
 
@@ -176,9 +179,8 @@ def policy_to_builtins(policy: RetryPolicy) -> Any:
         # stored even if they are the defaults, which another version may change.
         return {"backoff": {name: value for name, value in fields.items() if value != _CLASSES.get(name)}}
     if type(policy) is PerException:
-        pairs = [(kind, policy_to_builtins(each)) for kind, each in policy.policies]
-        otherwise = None if policy.otherwise is None else policy_to_builtins(policy.otherwise)
-        return {"per_exception": pairs, "otherwise": otherwise}
+        pairs = [(kind, each and policy_to_builtins(each)) for kind, each in policy.policies]
+        return {"per_exception": pairs, "otherwise": policy.otherwise and policy_to_builtins(policy.otherwise)}
     return policy
 
 
@@ -198,8 +200,8 @@ def policy_from_builtins(stored: Any) -> RetryPolicy:
         return _backoff(**fields)
     if (pairs := stored.get("per_exception")) is not None:
         otherwise = stored.get("otherwise")
-        policies = tuple((kind, policy_from_builtins(each)) for kind, each in pairs)
-        return PerException(policies, None if otherwise is None else policy_from_builtins(otherwise))
+        policies = tuple((kind, each and policy_from_builtins(each)) for kind, each in pairs)
+        return PerException(policies, otherwise and policy_from_builtins(otherwise))
     raise TypeError(f"this sitq does not know the retry policy {', '.join(map(str, stored))}")
 
 
