@@ -146,7 +146,7 @@ def per_exception(
     """
     if not isinstance(policies, Mapping):
         raise TypeError(f"policies must be a mapping of exceptions to policies, not {type(policies).__name__}")
-    for kind, policy in policies.items():
+    for kind in policies:
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise TypeError(f"per_exception() takes subclasses of Exception, not {kind!r}")
     for policy in (*policies.values(), otherwise):
