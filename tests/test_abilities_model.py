@@ -408,7 +408,7 @@ async def play(steps: list[Any]) -> None:
 
 
 @pytest.mark.timeout(400)  # a failure takes its time to find the shortest example
-@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("examples", [60, pytest.param(500, marks=pytest.mark.storm)])
 def test_abilities_that_meet_in_one_file_keep_to_the_model(examples: int) -> None:
     """Each row is as the model has it after each call, and nothing is left of a task that was deleted."""
 
