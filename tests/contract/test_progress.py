@@ -52,7 +52,7 @@ class TestKeepsTheFirst(Faulty):
 
 
 class TestRemembersTheRunBefore(Faulty):
-    read = ("(id, claim)", "(id)")
+    read = ("(id, claim) WHERE task_id = ? AND attempt > 0", "(id) WHERE task_id = ?")
 
 
 class TestWakesNobody(Faulty):

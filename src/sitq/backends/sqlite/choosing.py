@@ -278,7 +278,7 @@ def make_plan(connection: sqlite3.Connection, now: int, limit: int, alone: bool,
     last = heads.last_attempt(now) if alone else None
     takes, order = _divide(connection, now, limit, due, selection)
     # What they do not have any more, because another process was faster, the others may have.
-    others = list(due) if order is not None and takes[-1][1] >= limit else []
+    others = list(due) if order is not None and (not takes or takes[-1][1] >= limit) else []
     if heads.has_default and all(head.queue is not None for head in due):
         others.append(Head(0, 0, None, 0))  # what this batch stores
     return Plan(heads.spent <= now, last, takes, others, order, selection, bool(heads.last))

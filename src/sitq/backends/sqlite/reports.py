@@ -28,7 +28,8 @@ OPERATIONS: dict[type[Change], str] = {
     """,
 }
 
-_READ = "SELECT done, total, note, at FROM tasks JOIN progress USING (id, claim) WHERE task_id = ?"
+# A call that replaces one that is to be tried again keeps the claim of that one's run, and has no attempt yet.
+_READ = "SELECT done, total, note, at FROM tasks JOIN progress USING (id, claim) WHERE task_id = ? AND attempt > 0"
 
 
 def read(sqlite: sqlite3.Connection, path: str, task_id: str) -> Progress | None:
