@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from sitq import BackendError, SQLiteBackend, SyncTaskQueue, TaskQueue, Worker
 from sitq.backends.sqlite import statements
 from sitq.backends.sqlite.changes import StoreTask
+from sitq.backends.sqlite.jobs import ReadJob, ReserveJob
 from sitq.backends.sqlite.schema import prepare
 from sitq.models import Outcome, new_task_id, to_micros
 from sitq.testing import ManualQueue
@@ -235,3 +237,26 @@ async def test_any_other_id_that_is_taken_refuses_the_batch(path: Path, tasks: l
         with pytest.raises(BackendError, match="UNIQUE"):
             await backend.enqueue(tasks)
         assert rows(path) == before
+
+
+async def test_a_reservation_that_cannot_look_keeps_no_enqueue(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the jobs that share a batch, the one at fault fails alone, whatever it raises."""
+
+    def fail(*_: object, **__: object) -> bool:
+        raise LookupError("the look failed")
+
+    async with connected(backend):
+        gate = threading.Event()
+        waiting = backend._connected().submit(ReadJob(lambda *_: gate.wait(DEADLINE_SECONDS)))
+        with monkeypatch.context() as patch:
+            patch.setattr(ReserveJob, "is_wanted", fail)
+            calls = [backend.reserve(1, lease=30, alone=True), backend.enqueue([new_task()])]
+            both = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(0)  # they are queued, and share the next batch
+            gate.set()
+            assert await waiting
+            failed, stored = await both
+        assert (type(failed), stored) == (LookupError, None)
+        assert [task.task_id for task in (await backend.reserve(1, lease=30, alone=True)).tasks] == ["task"]

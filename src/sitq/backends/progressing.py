@@ -58,9 +58,9 @@ class Progressing(Protocol):
         ...
 
     async def progress(self, task_id: str) -> Progress | None:
-        """Returns the last report of the task's latest run, also after its end.
+        """Returns the last report of the task's latest run, also after that has recorded its outcome.
 
-        ``None`` if there is none: the task is unknown, or its run has not reported, or the task waits as if it
-        had never been run.
+        ``None`` if there is none: the task is unknown, was cut or buried, has a run that has not reported, or waits
+        as if it had never been run.
         """
         ...

@@ -92,12 +92,13 @@ class Batch:
             "FULL" if self._durability == "full" or (synced and self._durability == "enqueue") else "NORMAL"
         )
         others_write = any(job.writes and not job.is_reservation for job in self._jobs)  # there is a commit anyhow
-        writers = [
-            job
-            for job in self._jobs
-            if job.writes and (not job.is_reservation or job.is_wanted(sqlite, now, anyhow=others_write))
-        ]
+        writers: list[Job[Any]] = []
         try:
+            writers += [
+                job
+                for job in self._jobs
+                if job.writes and (not job.is_reservation or job.is_wanted(sqlite, now, anyhow=others_write))
+            ]
             for job in writers:
                 for ability in job.abilities:
                     make(sqlite, ability)

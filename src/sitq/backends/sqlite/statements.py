@@ -41,7 +41,7 @@ type Notes = frozenset[tuple[str, Any, int]]
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 9, 13, 17, 25, 33, 51, 70, 105, 160, 240, 360, 540, 810)
 """Rows in one INSERT, filled up with rows that change nothing, so that few statements are prepared.
-Twenty-seven columns in each at most: 21,870 variables. Stock SQLite allows 32,766 since 3.32."""
+Thirty-one columns in each at most: 25,110 variables. Stock SQLite allows 32,766 since 3.32."""
 
 MAX_PIECE_BYTES = 1024 * 1024
 """Payloads and results in one INSERT: a cached statement holds what was bound to it until its next use."""
