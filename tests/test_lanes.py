@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sitq import BackendError, NewTask, SQLiteBackend
 from sitq.backends.lanes import Lanes
 from sitq.backends.sqlite import choosing, lane_operations, schema
-from sitq.backends.sqlite.abilities import abilities
+from sitq.backends.sqlite.abilities import SCHEMA_SIZE, abilities
 from sitq.backends.sqlite.changes import Change
 from sitq.backends.sqlite.lanes import LANES, Bury, Pause, Resume, StoreInLane
 from sitq.backends.sqlite.reading import Reader
@@ -201,7 +201,7 @@ async def test_the_statements_of_this_schema_that_know_no_lanes_go_on(path: Path
             assert held.task_id != "spent"
         await on_connection(before, lambda it: it.execute(f"UPDATE tasks SET max_attempts = 1 WHERE id = {held.key}"))
         clock.now += 2
-        version = await on_connection(before, lambda it: it.execute("PRAGMA schema_version").fetchone()[0])
+        version = await on_connection(before, lambda it: it.execute(f"SELECT {SCHEMA_SIZE}").fetchone()[0])
         # As if it had never heard of an ability.
         await on_connection(before, lambda it: setattr(it, "abilities", (version, frozenset())))
         found = await before.reserve(100, lease=HOUR, alone=True)

@@ -35,7 +35,7 @@ BESIDE += tuple(f"backends/sqlite/{name}" for name in ("lanes", "lane_operations
 BESIDE += tuple(f"backends/sqlite/{name}" for name in ("uniques", "unique_jobs", "failed_rows", "ability_changes"))
 """What stands in these rooms, and no task passes: explanations, and what looks in from beside."""
 
-MAX_STATEMENTS = 3_250  # openspec/decisions.md says why it is not 2,200
+MAX_STATEMENTS = 3_260  # openspec/decisions.md says why it is not 2,200
 MAX_LINES = 400
 MAX_LINES_OF_A_FUNCTION = 40  # its docstring is not counted
 MAX_ATTRIBUTES = 12

@@ -7,7 +7,7 @@ seen to by a trigger of the file: so it holds for processes of an older sitq and
 import sqlite3
 from collections.abc import Sequence
 
-from sitq.backends.sqlite.abilities import Ability, abilities
+from sitq.backends.sqlite.abilities import Ability, abilities, known_abilities
 from sitq.backends.sqlite.changes import Ask, Change, Cut, Unask
 from sitq.backends.sqlite.conditions import ABANDONED, NOTE_UNCHANGED
 from sitq.errors import ASKED, CUT
@@ -94,7 +94,7 @@ def ended_instead(connection: sqlite3.Connection, now: int, claim: int, buried: 
         claim: Its claim.
         buried: The tasks that it has buried, or so it seems.
     """
-    if not is_used(connection):
+    if ABILITY.name not in known_abilities(connection):
         return []
     taken = [data.decode(errors="replace") for (data,) in connection.execute(_NOT_TAKEN, (now, -claim))]
     return taken + [task_id for task_id in buried if connection.execute(_NOT_BURIED, (task_id,)).fetchone()]

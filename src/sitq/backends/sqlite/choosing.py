@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from sitq.backends.sqlite.abilities import abilities
+from sitq.backends.sqlite.abilities import SCHEMA_SIZE, known_abilities, notice
 from sitq.backends.sqlite.conditions import DUE_ROWS, LAST_ROWS, OLDEST_FIRST, SPENT_ROWS
 from sitq.backends.sqlite.lanes import (
     LANE_DUE_ROWS,
@@ -144,7 +144,7 @@ class Heads(NamedTuple):
 
 def find_heads(connection: sqlite3.Connection, selection: Selection, *, last_only: bool = False) -> Heads:
     """Returns the lanes from which a reservation may take now; of those with ordinary tasks none, if so asked."""
-    has_lanes = LANES.name in abilities(connection)
+    has_lanes = LANES.name in known_abilities(connection)
     parameters = () if selection.queues is None or not has_lanes else (selection.json,)
     due: list[Row] = []
     last: list[Row] = []
@@ -152,6 +152,8 @@ def find_heads(connection: sqlite3.Connection, selection: Selection, *, last_onl
     for kind, *lane in fetch_all(connection, _heads(selection.queues is None, has_lanes, last_only), parameters):
         if kind == "paused":
             has_default = False
+        elif kind == "schema":
+            notice(connection, lane[2])
         elif kind == "spent":
             spent = lane[2] if isinstance(lane[2], (int, float)) else math.inf
         else:
@@ -168,7 +170,7 @@ def find_heads(connection: sqlite3.Connection, selection: Selection, *, last_onl
 @functools.cache
 def _heads(all_queues: bool, has_lanes: bool, last_only: bool) -> str:
     """Returns the query for all heads: one, because each statement has to get the interpreter lock back."""
-    parts = [f"SELECT 'spent', NULL, 0, ({HEAD[SPENT_ROWS]})"]
+    parts = [f"SELECT 'spent', NULL, 0, ({HEAD[SPENT_ROWS]})", f"SELECT 'schema', NULL, 0, {SCHEMA_SIZE}"]
     for kind, of_default, of_lanes in (("due", DUE_ROWS, LANE_DUE_ROWS), ("last", LAST_ROWS, LANE_LAST_ROWS)):
         if kind == "due" and last_only:
             continue

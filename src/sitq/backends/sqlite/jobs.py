@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
 from sitq.backends.sqlite import asking, failures, queries, uniques
-from sitq.backends.sqlite.abilities import Ability, abilities
+from sitq.backends.sqlite.abilities import Ability, known_abilities
 from sitq.backends.sqlite.changes import (
     Change,
     Fail,
@@ -206,15 +206,23 @@ class ReserveJob(Job[Found]):
         """Whether anything is due, or can be pruned."""
         state = self._state
         self._plan = None
-        if LANES.name in abilities(sqlite) or not state.selection.has_default:
-            self._plan = make_plan(sqlite, now, self._limit, self._alone, state.selection)
-            return anyhow or self._plan.changes_anything or self._may_prune(sqlite, now)
+        if self._has_lanes(sqlite):
+            return self._is_planned(sqlite, now) or anyhow
         if anyhow:
             return True
         # If the latest reservation brought all that was asked for, there is more: asking would only
         # hand the interpreter lock to the loop, just when SQLite could have started beside it.
-        more, self._state.more_is_due = self._state.more_is_due, False
-        return more or queries.is_due(sqlite, now, self._alone) or self._may_prune(sqlite, now)
+        more, state.more_is_due = state.more_is_due, False
+        is_wanted = more or queries.is_due(sqlite, now, self._alone) or self._may_prune(sqlite, now)
+        # By that query it may have been noticed that somebody has made lanes.
+        return self._is_planned(sqlite, now) if self._has_lanes(sqlite) else is_wanted
+
+    def _has_lanes(self, sqlite: sqlite3.Connection) -> bool:
+        return LANES.name in known_abilities(sqlite) or not self._state.selection.has_default
+
+    def _is_planned(self, sqlite: sqlite3.Connection, now: int) -> bool:
+        self._plan = make_plan(sqlite, now, self._limit, self._alone, self._state.selection)
+        return self._plan.changes_anything or self._may_prune(sqlite, now)
 
     def changes(self, now: int) -> Iterator[Change]:
         """Gives the reservation, and one for pruning if it is time to."""

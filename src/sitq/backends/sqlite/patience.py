@@ -16,7 +16,7 @@ class PatientConnection(sqlite3.Connection):
 
     Attributes:
         patience: Seconds until SQLITE_BUSY is an error.
-        abilities: The version of the schema that was read last, and what the file has by it (see ``abilities``).
+        abilities: The size of the schema that was seen last, and what the file had then (see ``abilities``).
     """
 
     patience = 0.0

@@ -8,6 +8,7 @@ from datetime import datetime
 from math import inf
 from typing import Any, NamedTuple
 
+from sitq.backends.sqlite.abilities import SCHEMA_SIZE, notice
 from sitq.backends.sqlite.conditions import (
     DUE_ROWS,
     LAST_OR_SPENT_ROWS,
@@ -24,6 +25,7 @@ _HEADS = "SELECT " + ", ".join(
     f"(SELECT available_at FROM {some} AND available_at NOTNULL {OLDEST_FIRST} LIMIT 1)"
     for some in (DUE_ROWS, LAST_ROWS, SPENT_ROWS)
 )
+_HEADS += f", {SCHEMA_SIZE}"
 TAKEN_FROM = """
     SELECT available_at, id, claim, task_id, payload, name, format, attempt, max_attempts, enqueued_at, failures
         FROM {rows} AND available_at BETWEEN ?1 AND ?2 AND claim = ?3
@@ -60,7 +62,8 @@ def _heads(connection: sqlite3.Connection) -> list[float]:
     """Returns when the first ordinary task, the first last attempt and the first spent one are due."""
     # What is no integer was not written by sitq. A REAL stands among the integers by its value: taking
     # that task, when it is due, mends the row. SQLite sorts text behind every number: never due.
-    (heads,) = fetch_all(connection, _HEADS)
+    ((*heads, schema_size),) = fetch_all(connection, _HEADS)
+    notice(connection, schema_size)
     return [at if isinstance(at, (int, float)) else inf for at in heads]
 
 
