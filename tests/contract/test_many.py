@@ -4,11 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from sitq import Backend, SQLiteBackend
-from sitq.testing import ManualClock
 from sitq.testing.many_contract import ManyResultsContract
+from tests.contract.stores import InMemory, OnAFile
 
 FAULTY = '''
 import contextlib
@@ -107,32 +104,12 @@ FOUND_BY = {
 }
 
 
-class TestOnAFile(ManyResultsContract):
-    @pytest.fixture
-    def backend(self, path: Path) -> Backend:
-        """A backend on a fresh file."""
-        self.path, self.clock = path, ManualClock()
-        return SQLiteBackend(path, durability="normal", retention=None, clock=self.clock)
-
-    def another(self, backend: Backend) -> Backend:
-        """Another connection to the file."""
-        return SQLiteBackend(self.path, durability="normal", retention=None, clock=self.clock)
-
-    def advance(self, backend: Backend, seconds: float) -> None:
-        """Moves the clock of both."""
-        self.clock.advance(seconds)
+class TestOnAFile(OnAFile, ManyResultsContract):
+    """The suite on a fresh file."""
 
 
-class TestInMemory(ManyResultsContract):
-    @pytest.fixture
-    def backend(self) -> Backend:
-        """A backend that keeps everything in itself."""
-        self.clock = ManualClock()
-        return SQLiteBackend(":memory:", retention=None, clock=self.clock)
-
-    def advance(self, backend: Backend, seconds: float) -> None:
-        """Moves its clock."""
-        self.clock.advance(seconds)
+class TestInMemory(InMemory, ManyResultsContract):
+    """The suite in memory."""
 
 
 def test_the_suite_finds_faults(tmp_path: Path) -> None:

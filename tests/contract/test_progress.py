@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from examples.memory_backend import MemoryBackend, MemoryStore
-from sitq import Backend, SQLiteBackend
+from sitq import Backend
 from sitq.testing import ManualClock
 from sitq.testing.progress_contract import ProgressContract
+from tests.contract.stores import InMemory, OnAFile
 
 FAULTY = """
 import pytest
@@ -70,32 +71,12 @@ FOUND_BY = {
 }
 
 
-class TestOnAFile(ProgressContract):
-    @pytest.fixture
-    def backend(self, path: Path) -> Backend:
-        """A backend on a fresh file."""
-        self.path, self.clock = path, ManualClock()
-        return SQLiteBackend(path, durability="normal", retention=None, clock=self.clock)
-
-    def another(self, backend: Backend) -> Backend:
-        """Another connection to the file."""
-        return SQLiteBackend(self.path, durability="normal", retention=None, clock=self.clock)
-
-    def advance(self, backend: Backend, seconds: float) -> None:
-        """Both look at one clock."""
-        self.clock.advance(seconds)
+class TestOnAFile(OnAFile, ProgressContract):
+    """The suite on a fresh file."""
 
 
-class TestInMemory(ProgressContract):
-    @pytest.fixture
-    def backend(self) -> Backend:
-        """A backend that keeps everything in itself."""
-        self.clock = ManualClock()
-        return SQLiteBackend(":memory:", retention=None, clock=self.clock)
-
-    def advance(self, backend: Backend, seconds: float) -> None:
-        """Moves its clock."""
-        self.clock.advance(seconds)
+class TestInMemory(InMemory, ProgressContract):
+    """The suite in memory."""
 
 
 class TestTheExample(ProgressContract):
